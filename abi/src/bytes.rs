@@ -1,0 +1,60 @@
+//! Checked little-endian access to wire formats: out of bounds is a value.
+//!
+//! Every length and offset in this project comes from the other side of a trust boundary, so
+//! there is no indexing: a field that is not there reads as `None`.
+
+/// The `N` bytes at `offset`, or `None` when they are not all there.
+pub fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+    bytes.get(offset..)?.first_chunk().copied()
+}
+
+/// The byte at `offset`.
+pub fn get_u8(bytes: &[u8], offset: usize) -> Option<u8> {
+    bytes.get(offset).copied()
+}
+
+/// The little-endian 16-bit integer at `offset`.
+pub fn get_u16(bytes: &[u8], offset: usize) -> Option<u16> {
+    array(bytes, offset).map(u16::from_le_bytes)
+}
+
+/// The little-endian 32-bit integer at `offset`.
+pub fn get_u32(bytes: &[u8], offset: usize) -> Option<u32> {
+    array(bytes, offset).map(u32::from_le_bytes)
+}
+
+/// The little-endian 64-bit integer at `offset`.
+pub fn get_u64(bytes: &[u8], offset: usize) -> Option<u64> {
+    array(bytes, offset).map(u64::from_le_bytes)
+}
+
+/// Copies `value` to `offset`; `None`, and nothing written, when it does not fit.
+pub fn put(bytes: &mut [u8], offset: usize, value: &[u8]) -> Option<()> {
+    let end = offset.checked_add(value.len())?;
+    bytes.get_mut(offset..end)?.copy_from_slice(value);
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_little_endian() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+        assert_eq!(get_u8(&bytes, 8), Some(9));
+        assert_eq!(get_u16(&bytes, 1), Some(0x0302));
+        assert_eq!(get_u32(&bytes, 0), Some(0x0403_0201));
+        assert_eq!(get_u64(&bytes, 1), Some(0x0908_0706_0504_0302));
+    }
+
+    #[test]
+    fn what_is_not_there_is_none() {
+        let mut bytes = [0; 4];
+        assert_eq!(get_u32(&bytes, 1), None);
+        assert_eq!(get_u64(&bytes, usize::MAX), None);
+        assert_eq!(put(&mut bytes, 3, &[1, 2]), None);
+        assert_eq!(put(&mut bytes, usize::MAX, &[1]), None);
+        assert_eq!(bytes, [0; 4], "a refused write changes nothing");
+    }
+}

@@ -1,0 +1,233 @@
+//! The fw_cfg device: selectors, the file directory and the DMA interface.
+//!
+//! Source: QEMU, docs/specs/fw_cfg.rst. Scalars in items are little-endian; the directory and
+//! the DMA descriptor are big-endian.
+
+use crate::bytes::array;
+
+/// Contents of the item [`key::SIGNATURE`].
+pub const SIGNATURE: [u8; 4] = *b"QEMU";
+/// What a 32-bit read of the DMA address register gives, high half first in guest byte order:
+/// the interface's presence test.
+pub const DMA_SIGNATURE: [u8; 8] = *b"QEMU CFG";
+/// Bit of [`key::ID`]: the selector and data registers work.
+pub const ID_TRADITIONAL: u32 = 1;
+/// Bit of [`key::ID`]: the DMA interface works.
+pub const ID_DMA: u32 = 2;
+
+/// Item selectors (include/standard-headers/linux/qemu_fw_cfg.h, include/hw/nvram/fw_cfg_keys.h).
+pub mod key {
+    /// `"QEMU"`.
+    pub const SIGNATURE: u16 = 0x00;
+    /// Interface features, u32.
+    pub const ID: u16 = 0x01;
+    /// Bytes of guest RAM, u64.
+    pub const RAM_SIZE: u16 = 0x03;
+    /// Whether there is no graphical display, u16.
+    pub const NOGRAPHIC: u16 = 0x04;
+    /// CPUs at start, u16.
+    pub const NB_CPUS: u16 = 0x05;
+    /// Where QEMU wants the kernel, u32.
+    pub const KERNEL_ADDR: u16 = 0x07;
+    /// Bytes of [`KERNEL_DATA`], u32.
+    pub const KERNEL_SIZE: u16 = 0x08;
+    /// Where QEMU wants the initrd, u32.
+    pub const INITRD_ADDR: u16 = 0x0a;
+    /// Bytes of [`INITRD_DATA`], u32.
+    pub const INITRD_SIZE: u16 = 0x0b;
+    /// CPUs at most, u16.
+    pub const MAX_CPUS: u16 = 0x0f;
+    /// Entry point of an ELF kernel, u32.
+    pub const KERNEL_ENTRY: u16 = 0x10;
+    /// The protected-mode part of a bzImage.
+    pub const KERNEL_DATA: u16 = 0x11;
+    /// The initial RAM disk.
+    pub const INITRD_DATA: u16 = 0x12;
+    /// Where QEMU wants the command line, u32.
+    pub const CMDLINE_ADDR: u16 = 0x13;
+    /// Bytes of [`CMDLINE_DATA`] with its NUL, u32.
+    pub const CMDLINE_SIZE: u16 = 0x14;
+    /// The command line with its NUL.
+    pub const CMDLINE_DATA: u16 = 0x15;
+    /// Where QEMU wants the setup code, u32.
+    pub const SETUP_ADDR: u16 = 0x16;
+    /// Bytes of [`SETUP_DATA`], u32.
+    pub const SETUP_SIZE: u16 = 0x17;
+    /// The real-mode part of a bzImage with its setup header.
+    pub const SETUP_DATA: u16 = 0x18;
+    /// The file directory.
+    pub const FILE_DIR: u16 = 0x19;
+    /// The first selector of a file.
+    pub const FILE_FIRST: u16 = 0x20;
+    /// Whether IRQ 0 is on pin 2 of the I/O APIC, u32.
+    pub const IRQ0_OVERRIDE: u16 = 0x8002;
+}
+
+/// File names.
+pub mod file {
+    /// The memory map: packed entries of [`crate::e820`], no header.
+    pub const E820: &str = "etc/e820";
+    /// The script of [`crate::table_loader`] that links the ACPI tables.
+    pub const TABLE_LOADER: &str = "etc/table-loader";
+    /// The RSDP.
+    pub const ACPI_RSDP: &str = "etc/acpi/rsdp";
+    /// All other ACPI tables.
+    pub const ACPI_TABLES: &str = "etc/acpi/tables";
+    /// Which entry our firmware takes into the kernel: `32` or `64`, in ASCII.
+    pub const ENTRY: &str = "opt/org.microvm/entry";
+}
+
+/// Bits of the DMA descriptor's control word. Precedence: READ, WRITE, SKIP.
+pub mod dma {
+    /// The transfer failed.
+    pub const ERROR: u32 = 1;
+    /// Copy from the item to memory; past its end, zeroes.
+    pub const READ: u32 = 1 << 1;
+    /// Move on in the item without a copy.
+    pub const SKIP: u32 = 1 << 2;
+    /// First select the item in bits 31 to 16.
+    pub const SELECT: u32 = 1 << 3;
+    /// Copy from memory to the item.
+    pub const WRITE: u32 = 1 << 4;
+}
+
+/// `FWCfgDmaAccess`: what the address register points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaAccess {
+    /// Bits of [`dma`], and the selector in bits 31 to 16.
+    pub control: u32,
+    /// Bytes.
+    pub length: u32,
+    /// Guest-physical address of the bytes.
+    pub address: u64,
+}
+
+impl DmaAccess {
+    /// Bytes on the wire.
+    pub const SIZE: usize = 16;
+
+    /// Big-endian, as the device reads it.
+    pub fn encode(self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        bytes[..4].copy_from_slice(&self.control.to_be_bytes());
+        bytes[4..8].copy_from_slice(&self.length.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.address.to_be_bytes());
+        bytes
+    }
+
+    /// The inverse of [`Self::encode`].
+    pub fn decode(bytes: [u8; Self::SIZE]) -> Self {
+        let [c0, c1, c2, c3, l0, l1, l2, l3, address @ ..] = bytes;
+        Self {
+            control: u32::from_be_bytes([c0, c1, c2, c3]),
+            length: u32::from_be_bytes([l0, l1, l2, l3]),
+            address: u64::from_be_bytes(address),
+        }
+    }
+
+    /// The selector, when [`dma::SELECT`] asks for one.
+    pub fn selector(self) -> Option<u16> {
+        let [hi, lo, ..] = self.control.to_be_bytes();
+        (self.control & dma::SELECT != 0).then_some(u16::from_be_bytes([hi, lo]))
+    }
+}
+
+/// A control word that selects `selector` and then does `operation` of [`dma`].
+pub const fn select_and(selector: u16, operation: u32) -> u32 {
+    (selector as u32) << 16 | dma::SELECT | operation
+}
+
+/// Longest file name with its NUL.
+pub const FILE_NAME_SIZE: usize = 56;
+
+/// `FWCfgFile`: one entry of the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Bytes of the file.
+    pub size: u32,
+    /// Its item.
+    pub selector: u16,
+    /// Its name, NUL-padded.
+    pub name: [u8; FILE_NAME_SIZE],
+}
+
+impl File {
+    /// Bytes on the wire.
+    pub const SIZE: usize = 64;
+
+    /// Names the file; `None` when the name with its NUL is too long or has a NUL in it.
+    pub fn new(name: &str, selector: u16, size: u32) -> Option<Self> {
+        if name.len() >= FILE_NAME_SIZE || name.bytes().any(|b| b == 0) {
+            return None;
+        }
+        let mut padded = [0; FILE_NAME_SIZE];
+        padded[..name.len()].copy_from_slice(name.as_bytes());
+        Some(Self { size, selector, name: padded })
+    }
+
+    /// Big-endian size and selector, two reserved bytes, the name.
+    pub fn encode(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        bytes[..4].copy_from_slice(&self.size.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.selector.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.name);
+        bytes
+    }
+
+    /// The entry at the start of `bytes`; `None` when they end before it does.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        Some(Self {
+            size: u32::from_be_bytes(array(bytes, 0)?),
+            selector: u16::from_be_bytes(array(bytes, 4)?),
+            name: array(bytes, 8)?,
+        })
+    }
+
+    /// Whether the file has this name.
+    pub fn is_named(&self, name: &str) -> bool {
+        name_matches(&self.name, name)
+    }
+}
+
+/// Compares a NUL-padded name with `name`.
+pub fn name_matches(padded: &[u8; FILE_NAME_SIZE], name: &str) -> bool {
+    padded.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dma_access_is_big_endian() {
+        let access = DmaAccess {
+            control: select_and(key::FILE_DIR, dma::READ),
+            length: 0x40,
+            address: 0x1234_5678,
+        };
+        let bytes = access.encode();
+        assert_eq!(bytes, [0, 0x19, 0, 0x0a, 0, 0, 0, 0x40, 0, 0, 0, 0, 0x12, 0x34, 0x56, 0x78]);
+        assert_eq!(DmaAccess::decode(bytes), access);
+        assert_eq!(access.selector(), Some(key::FILE_DIR));
+        assert_eq!(DmaAccess { control: dma::READ, ..access }.selector(), None);
+    }
+
+    #[test]
+    fn directory_entry_round_trips() {
+        let file = File::new(file::E820, 0x22, 60).unwrap();
+        let bytes = file.encode();
+        assert_eq!(&bytes[..8], &[0, 0, 0, 60, 0, 0x22, 0, 0]);
+        assert_eq!(File::decode(&bytes), Some(file));
+        assert_eq!(File::decode(&bytes[..63]), None);
+    }
+
+    #[test]
+    fn names_match_whole() {
+        let file = File::new("etc/e820", 0x20, 0).unwrap();
+        assert!(file.is_named("etc/e820"));
+        assert!(!file.is_named("etc/e82"));
+        assert!(!file.is_named("etc/e8200"));
+        assert!(!name_matches(&[b'a'; FILE_NAME_SIZE], "a"), "no NUL, no name");
+        assert_eq!(File::new(&"x".repeat(FILE_NAME_SIZE), 0x20, 0), None);
+    }
+}
