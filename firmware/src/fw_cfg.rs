@@ -1,0 +1,207 @@
+//! The fw_cfg client: reads the host's items by the cheapest way that works.
+//!
+//! A read is one port write, that is one exit to the VMM, with QEMU's DMA interface. Hosts that
+//! decode the select bit of a DMA wrongly get the selector by port, hosts without DMA everything.
+
+use alloc::vec::Vec;
+
+use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, SIGNATURE, dma, key, select_and};
+use abi::ports;
+use abi::range::Range;
+
+use crate::error::Error;
+use crate::machine::Machine;
+
+/// How items are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Selector and transfer in one DMA.
+    Dma,
+    /// The selector by port, then a DMA.
+    PortSelect,
+    /// Byte by byte.
+    Ports,
+}
+
+/// Files in the directory at the most: far above any host's, and it fits the heap.
+const FILES_MAX: u32 = 4096;
+/// Files in the first read of the directory. Reading past its end gives zeroes, so that one
+/// transfer serves every usual host.
+const FIRST_READ: usize = 32;
+/// Bytes of the count in front of the directory.
+const COUNT_SIZE: usize = 4;
+
+/// The client: owns the access to the device, knows its directory.
+pub struct FwCfg<'m, M> {
+    machine: &'m mut M,
+    access: Access,
+    directory: Vec<u8>,
+}
+
+impl<'m, M: Machine> FwCfg<'m, M> {
+    /// Finds the device and reads its directory.
+    pub fn probe(machine: &'m mut M) -> Result<Self, Error> {
+        let [q, e, m, u, ..] = DMA_SIGNATURE;
+        let access = if machine.in32(ports::FW_CFG_DMA_HIGH) == u32::from_le_bytes([q, e, m, u]) {
+            Access::Dma
+        } else {
+            probe_by_port(machine)?
+        };
+        let mut fw_cfg = Self { machine, access, directory: Vec::new() };
+        fw_cfg.read_directory()?;
+        Ok(fw_cfg)
+    }
+
+    /// The machine, for what is not fw_cfg.
+    pub fn machine(&mut self) -> &mut M {
+        self.machine
+    }
+
+    /// Copies the item's first bytes into `buffer`; zeroes past its end.
+    pub fn read(&mut self, item: u16, buffer: &mut [u8]) -> Result<(), Error> {
+        if self.access == Access::Ports {
+            self.machine.out16(ports::FW_CFG_SELECTOR, item);
+            self.read_by_port(buffer);
+            return Ok(());
+        }
+        let control = self.select(item);
+        check(self.machine.dma(control, buffer), item)
+    }
+
+    /// Copies the item's first bytes straight to guest-physical `range`.
+    pub fn load(&mut self, item: u16, range: Range) -> Result<(), Error> {
+        if self.access == Access::Ports {
+            self.machine.out16(ports::FW_CFG_SELECTOR, item);
+            return self.load_by_port(range);
+        }
+        let mut control = self.select(item);
+        // The length of one transfer is 32 bits; what is left continues at the item's offset.
+        let mut at = range.start();
+        while at < range.end() {
+            let length = (range.end() - at).min(u64::from(u32::MAX) & !0xfff);
+            let part = Range::new(at, length).ok_or(Error::Dma(item))?;
+            check(self.machine.dma_at(control, part), item)?;
+            control = dma::READ;
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// An item that is a 32-bit integer; 0 when it is absent.
+    pub fn read_u32(&mut self, item: u16) -> Result<u32, Error> {
+        let mut bytes = [0; 4];
+        self.read(item, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// The directory's entry of the file `name`.
+    pub fn find(&self, name: &str) -> Option<File> {
+        self.files().find(|file| file.is_named(name))
+    }
+
+    /// All files.
+    pub fn files(&self) -> impl Iterator<Item = File> + '_ {
+        self.directory.chunks_exact(File::SIZE).filter_map(File::decode)
+    }
+
+    /// The whole of `file`, on the heap.
+    pub fn read_file(&mut self, file: &File) -> Result<Vec<u8>, Error> {
+        let mut bytes = zeroed(file.size)?;
+        self.read(file.selector, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read_directory(&mut self) -> Result<(), Error> {
+        let mut first = [0; COUNT_SIZE + FIRST_READ * File::SIZE];
+        self.read(key::FILE_DIR, &mut first)?;
+        let (count, files) = first.split_first_chunk::<COUNT_SIZE>().ok_or(Error::NoFwCfg)?;
+        let count = u32::from_be_bytes(*count);
+        if count > FILES_MAX {
+            return Err(Error::Directory(count));
+        }
+        let mut directory = zeroed(count * 64)?;
+        let known = directory.len().min(files.len());
+        directory[..known].copy_from_slice(&files[..known]);
+        if let Some(rest) = directory.get_mut(files.len()..) {
+            self.continue_reading(rest)?;
+        }
+        self.directory = directory;
+        Ok(())
+    }
+
+    /// Reads on in the item of the last read.
+    fn continue_reading(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        match self.access {
+            Access::Ports => {
+                self.read_by_port(buffer);
+                Ok(())
+            }
+            _ => check(self.machine.dma(dma::READ, buffer), key::FILE_DIR),
+        }
+    }
+
+    /// The control word of a DMA read from the start of `item`.
+    fn select(&mut self, item: u16) -> u32 {
+        if self.access == Access::Dma {
+            return select_and(item, dma::READ);
+        }
+        self.machine.out16(ports::FW_CFG_SELECTOR, item);
+        dma::READ
+    }
+
+    fn read_by_port(&mut self, buffer: &mut [u8]) {
+        for byte in buffer {
+            *byte = self.machine.in8(ports::FW_CFG_DATA);
+        }
+    }
+
+    fn load_by_port(&mut self, range: Range) -> Result<(), Error> {
+        // Through the stack, because the machine lends either its ports or its memory.
+        let mut piece = [0; 512];
+        let mut at = range.start();
+        while at < range.end() {
+            let length = (range.end() - at).min(512);
+            let part = Range::new(at, length).ok_or(Error::NoFwCfg)?;
+            self.read_by_port(&mut piece);
+            let target = self.machine.memory(part);
+            target.copy_from_slice(&piece[..target.len()]);
+            at += length;
+        }
+        Ok(())
+    }
+}
+
+/// The device has no DMA signature: ask it by its older registers what it can do.
+fn probe_by_port<M: Machine>(machine: &mut M) -> Result<Access, Error> {
+    if read_word_by_port(machine, key::SIGNATURE) != SIGNATURE {
+        return Err(Error::NoFwCfg);
+    }
+    let features = u32::from_le_bytes(read_word_by_port(machine, key::ID));
+    if features & ID_DMA == 0 {
+        return Ok(Access::Ports);
+    }
+    let mut seen = [0; 4];
+    let status = machine.dma(select_and(key::SIGNATURE, dma::READ), &mut seen);
+    Ok(if status == 0 && seen == SIGNATURE { Access::Dma } else { Access::PortSelect })
+}
+
+fn read_word_by_port<M: Machine>(machine: &mut M, item: u16) -> [u8; 4] {
+    machine.out16(ports::FW_CFG_SELECTOR, item);
+    [0; 4].map(|_: u8| machine.in8(ports::FW_CFG_DATA))
+}
+
+fn check(control: u32, item: u16) -> Result<(), Error> {
+    if control & dma::ERROR == 0 { Ok(()) } else { Err(Error::Dma(item)) }
+}
+
+/// `size` zero bytes on the heap, or an error when it is full.
+fn zeroed(size: u32) -> Result<Vec<u8>, Error> {
+    let size = usize::try_from(size).map_err(|_| Error::HeapFull(usize::MAX))?;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(size).map_err(|_| Error::HeapFull(size))?;
+    bytes.resize(size, 0);
+    Ok(bytes)
+}

@@ -1,0 +1,127 @@
+//! Ports, memory and the heap: the firmware's only access to the machine.
+#![expect(unsafe_code, reason = "port I/O and guest-physical memory")]
+
+use abi::fw_cfg::DmaAccess;
+use abi::range::Range;
+use abi::{layout, ports};
+use firmware::machine::Machine;
+use linked_list_allocator::LockedHeap;
+use uart_16550::{Uart16550, backend::PioBackend};
+use x86_64::instructions::hlt;
+use x86_64::instructions::port::Port;
+
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
+
+/// The machine itself.
+pub struct Hardware;
+
+impl Hardware {
+    /// The machine, with the heap ready. For `rust_main`, which runs once.
+    pub fn take() -> Self {
+        let area = layout::FIRMWARE_HEAP;
+        let (start, size) = (pointer(area.start()), length(area));
+        // SAFETY: `layout` gives these bytes to the heap and to nothing else; they are RAM on
+        // every machine with 640 KiB; this runs before the first allocation, once.
+        unsafe { HEAP.lock().init(start, size) };
+        Self
+    }
+}
+
+impl Machine for Hardware {
+    fn in8(&mut self, port: u16) -> u8 {
+        // SAFETY: reading a port of the contract (`abi::ports`) has no effect on memory.
+        unsafe { Port::new(port).read() }
+    }
+
+    fn in32(&mut self, port: u16) -> u32 {
+        // SAFETY: as `in8`.
+        unsafe { Port::new(port).read() }
+    }
+
+    fn out8(&mut self, port: u16, value: u8) {
+        // SAFETY: the ports of the contract that take bytes do not touch memory.
+        unsafe { Port::new(port).write(value) }
+    }
+
+    fn out16(&mut self, port: u16, value: u16) {
+        // SAFETY: the only one is fw_cfg's selector, which does not touch memory.
+        unsafe { Port::new(port).write(value) }
+    }
+
+    fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {
+        let Ok(length) = u32::try_from(buffer.len()) else { return abi::fw_cfg::dma::ERROR };
+        // Memory is identity-mapped: a pointer is a guest-physical address.
+        let address = buffer.as_mut_ptr() as u64;
+        // SAFETY: `buffer` is borrowed mutably until the device is done with it.
+        unsafe { transfer(DmaAccess { control, length, address }) }
+    }
+
+    fn dma_at(&mut self, control: u32, range: Range) -> u32 {
+        let Ok(length) = u32::try_from(range.len()) else { return abi::fw_cfg::dma::ERROR };
+        // SAFETY: the planner chose `range` in RAM that nothing of the firmware uses.
+        unsafe { transfer(DmaAccess { control, length, address: range.start() }) }
+    }
+
+    fn memory(&mut self, range: Range) -> &mut [u8] {
+        assert!(range.end() <= layout::IDENTITY_MAPPED, "memory that is not mapped");
+        // SAFETY: mapped, by the check above; RAM that nothing else uses, by the contract of
+        // `Machine::memory`; the borrow of `self` keeps it from being lent twice.
+        unsafe { core::slice::from_raw_parts_mut(pointer(range.start()), length(range)) }
+    }
+}
+
+/// COM1, not yet set up.
+pub fn com1() -> Option<Uart16550<PioBackend>> {
+    // SAFETY: the port belongs to the firmware until the kernel runs, and only `console::stop`,
+    // which does not return, asks for it.
+    unsafe { Uart16550::new_port(ports::COM1) }.ok()
+}
+
+/// Stops for good.
+pub fn halt() -> ! {
+    loop {
+        // Interrupts are off and stay off.
+        hlt();
+    }
+}
+
+/// Runs one fw_cfg DMA transfer and returns the control word that the device leaves.
+///
+/// # Safety
+/// 1. The device may read and write `access.length` bytes at `access.address` as the control
+///    word says: they are RAM, and no reference but the caller's reaches them.
+unsafe fn transfer(access: DmaAccess) -> u32 {
+    let mut descriptor = access.encode();
+    let address = descriptor.as_mut_ptr() as u64;
+    // The stack is below 64 KiB: the register's low half says all.
+    #[expect(clippy::cast_possible_truncation, reason = "the stack is below 4 GiB")]
+    let low = (address as u32).swap_bytes();
+    // SAFETY: the device writes to the descriptor and to what it names, which is the caller's
+    // to lend. Not `nomem`: the compiler must have written the descriptor before, and must
+    // reload everything after.
+    unsafe {
+        core::arch::asm!("out dx, eax", in("dx") ports::FW_CFG_DMA_LOW, in("eax") low,
+            options(nostack, preserves_flags));
+    }
+    let pending = |descriptor: &[u8; DmaAccess::SIZE]| {
+        // SAFETY: a reference is readable; volatile because a device may still write to it.
+        let bytes = unsafe { core::ptr::from_ref(descriptor).read_volatile() };
+        DmaAccess::decode(bytes).control
+    };
+    loop {
+        let control = pending(&descriptor);
+        // QEMU and our VMM are done by now; the specification lets a host take its time.
+        if control & !abi::fw_cfg::dma::ERROR == 0 {
+            return control;
+        }
+    }
+}
+
+fn pointer(address: u64) -> *mut u8 {
+    address as *mut u8
+}
+
+fn length(range: Range) -> usize {
+    usize::try_from(range.len()).expect("64-bit")
+}

@@ -1,0 +1,26 @@
+//! What the boot logic needs of the machine, and nothing else.
+//!
+//! `hardware.rs` implements it with port I/O and memory; the tests implement it with a model of
+//! the host, or with the VMM's own fw_cfg device.
+
+use abi::range::Range;
+
+/// Port I/O, fw_cfg's DMA, and guest RAM.
+pub trait Machine {
+    /// Reads a byte from `port`.
+    fn in8(&mut self, port: u16) -> u8;
+    /// Reads 32 bits from `port`.
+    fn in32(&mut self, port: u16) -> u32;
+    /// Writes a byte to `port`.
+    fn out8(&mut self, port: u16, value: u8);
+    /// Writes 16 bits to `port`.
+    fn out16(&mut self, port: u16, value: u16);
+    /// One fw_cfg DMA transfer with `control` (bits of [`abi::fw_cfg::dma`]) from or to `buffer`.
+    /// Returns the control word that the device leaves: 0 when all went well.
+    fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32;
+    /// The same, straight from or to guest-physical memory.
+    fn dma_at(&mut self, control: u32, range: Range) -> u32;
+    /// Guest RAM. Only for ranges that are RAM in the host's memory map and that nothing else
+    /// uses; the planner's results are.
+    fn memory(&mut self, range: Range) -> &mut [u8];
+}

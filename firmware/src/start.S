@@ -1,0 +1,168 @@
+# From the reset vector to Rust: sets up what Rust code needs, and nothing more.
+#
+# On entry (Intel SDM volume 3, 10.1.4; AMD APM volume 2, 14.1.3):
+#   1. Real mode, caches off (CR0.CD and CR0.NW set), interrupts off.
+#   2. CS.base = 0xffff0000, IP = 0xfff0: the image as it is mapped below 4 GiB. The other
+#      segments have base 0.
+#   3. The same bytes are visible at BIOS_START below 1 MiB, where they are linked.
+#   4. The contents of RAM are unknown: after a reset, what the last kernel left.
+# On exit, at `rust_main`:
+#   1. Long mode, the first GiB identity-mapped, CS = BOOT_CS, other segments = BOOT_DS: what a
+#      64-bit kernel asks for, so entering one needs no further switch.
+#   2. .bss is zero, the stack is at DATA_END, interrupts are off.
+#
+# No A20 gate: microVMs have none. No IDT: an exception is a bug, and a triple fault shows it.
+
+.set CR0_PE, 1 << 0
+.set CR0_MP, 1 << 1
+.set CR0_ET, 1 << 4
+.set CR0_NE, 1 << 5
+.set CR0_WP, 1 << 16
+.set CR0_PG, 1 << 31
+.set CR4_PAE, 1 << 5
+.set CR4_OSFXSR, 1 << 9
+.set CR4_OSXMMEXCPT, 1 << 10
+.set MSR_EFER, 0xc0000080
+.set EFER_LME, 1 << 8
+
+.set PTE_PRESENT, 1 << 0
+.set PTE_WRITABLE, 1 << 1
+.set PTE_ACCESSED, 1 << 5
+.set PTE_DIRTY, 1 << 6
+.set PDE_2M, 1 << 7
+# Accessed and dirty are set beforehand, so that the CPU never writes to the ROM.
+.set TABLE, PTE_PRESENT | PTE_WRITABLE | PTE_ACCESSED
+.set LEAF, TABLE | PTE_DIRTY | PDE_2M
+
+# ---- 16-bit code, within reach of the reset vector's jump ----
+
+.section .reset, "ax"
+.code16
+.globl reset_vector
+reset_vector:
+    jmp start16
+    .balign 16, 0xff
+
+.section .start16, "ax"
+start16:
+    cli
+    # CS.base makes the offset of a linear address its low 16 bits.
+    lgdtl %cs:(gdt_pointer - {BIOS_START})
+    # The whole register: PE on, and CD and NW off with the same write.
+    mov $(CR0_PE | CR0_ET), %eax
+    mov %eax, %cr0
+    ljmpl ${CODE32}, $start32
+
+# ---- 32-bit protected mode, running in the alias below 1 MiB ----
+
+.section .start, "ax"
+.code32
+start32:
+    mov ${BOOT_DS}, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+    # Linux reads FS and GS as they are; null selectors would be legal only in long mode.
+    mov %eax, %fs
+    mov %eax, %gs
+    mov $pml4, %eax
+    mov %eax, %cr3
+    # The SSE bits cost nothing and forgive a compiler that uses SSE.
+    mov $(CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT), %eax
+    mov %eax, %cr4
+    mov $MSR_EFER, %ecx
+    mov $EFER_LME, %eax
+    xor %edx, %edx
+    wrmsr
+    mov $(CR0_PG | CR0_WP | CR0_NE | CR0_ET | CR0_MP | CR0_PE), %eax
+    mov %eax, %cr0
+    ljmpl ${BOOT_CS}, $start64
+
+# ---- long mode ----
+
+.code64
+start64:
+    mov $bss_start, %edi
+    mov $bss_end, %ecx
+    sub %edi, %ecx
+    shr $3, %ecx
+    xor %eax, %eax
+    rep stosq
+    mov $stack_end, %esp
+    call rust_main
+    ud2
+
+# enter_64(entry: edi, boot_params: esi): never returns.
+# Segments, GDT and identity map are already those of the 64-bit boot protocol.
+.globl enter_64
+enter_64:
+    mov %edi, %eax
+    jmp *%rax
+
+# enter_32(entry: edi, boot_params: esi): never returns.
+# Out of long mode by a compatibility-mode segment, then the 32-bit boot protocol's GDT.
+.globl enter_32
+enter_32:
+    push ${CODE32}
+    push $compatibility
+    lretq
+.code32
+compatibility:
+    mov $(CR0_NE | CR0_ET | CR0_MP | CR0_PE), %eax
+    mov %eax, %cr0
+    mov $MSR_EFER, %ecx
+    xor %eax, %eax
+    xor %edx, %edx
+    wrmsr
+    mov %eax, %cr4
+    lgdt gdt32_pointer
+    ljmp ${BOOT_CS}, $protected
+protected:
+    mov ${BOOT_DS}, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+    mov %eax, %fs
+    mov %eax, %gs
+    mov %edi, %eax
+    xor %ebx, %ebx
+    xor %ebp, %ebp
+    xor %edi, %edi
+    jmp *%eax
+
+# ---- tables ----
+
+.section .rodata, "a"
+# Descriptors: base 0, limit 4 GiB; 0x9b is code, 0x93 data, both accessed already.
+.balign 8
+gdt:
+    .quad 0
+    .quad 0x00cf9b000000ffff    # CODE32
+    .quad 0x00af9b000000ffff    # BOOT_CS, 64-bit
+    .quad 0x00cf93000000ffff    # BOOT_DS
+gdt32:
+    .quad 0
+    .quad 0
+    .quad 0x00cf9b000000ffff    # BOOT_CS, 32-bit
+    .quad 0x00cf93000000ffff    # BOOT_DS
+gdt_pointer:
+    .short gdt32 - gdt - 1
+    .long gdt
+gdt32_pointer:
+    .short gdt_pointer - gdt32 - 1
+    .long gdt32
+
+# The first GiB in 2 MiB pages. 1 GiB pages would save one table, but not every host has them.
+.section .page_tables, "a"
+pml4:
+    .quad pdpt + TABLE
+    .fill 511, 8, 0
+pdpt:
+    .quad page_directory + TABLE
+    .fill 511, 8, 0
+page_directory:
+    .set page, 0
+    .rept 512
+    .quad page + LEAF
+    .set page, page + 0x200000
+    .endr

@@ -1,0 +1,162 @@
+//! ACPI: carries out the host's table-loader script.
+//!
+//! The host builds the tables without knowing where they will lie; its script says which files
+//! to load and which pointers and checksums to patch. Everything in it is checked against the
+//! files that were really loaded, in 64-bit arithmetic.
+
+use alloc::vec::Vec;
+
+use abi::e820::{Map, kind};
+use abi::fw_cfg::file;
+use abi::layout;
+use abi::placement::plan_tables;
+use abi::range::{Range, align_up};
+use abi::table_loader::{COMMAND_SIZE, Command, Name, Zone};
+
+use crate::error::{Error, TableError};
+use crate::fw_cfg::FwCfg;
+use crate::machine::Machine;
+
+/// A file that the script had loaded.
+struct Loaded {
+    name: Name,
+    range: Range,
+}
+
+/// Loads and links the ACPI tables. Returns the RSDP's address, 0 when the host has no tables,
+/// and takes what they use above 1 MiB out of `map`.
+pub fn load_tables<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Result<u64, Error> {
+    let Some(script) = fw_cfg.find(file::TABLE_LOADER) else { return Ok(0) };
+    let script = fw_cfg.read_file(&script)?;
+    let mut linker = Linker { fw_cfg, map, loaded: Vec::new(), low: layout::ACPI_TABLES };
+    for (index, command) in script.chunks(COMMAND_SIZE).enumerate() {
+        let command = Command::decode(command).map_err(TableError::Command);
+        command
+            .map_err(Failure::Table)
+            .and_then(|command| linker.execute(&command))
+            .map_err(|failure| failure.at(index))?;
+    }
+    Ok(linker.rsdp())
+}
+
+/// A failure within one command.
+enum Failure {
+    Table(TableError),
+    Other(Error),
+}
+
+impl Failure {
+    fn at(self, index: usize) -> Error {
+        match self {
+            Self::Table(error) => Error::TableLoader(index, error),
+            Self::Other(error) => error,
+        }
+    }
+}
+
+impl From<TableError> for Failure {
+    fn from(error: TableError) -> Self {
+        Self::Table(error)
+    }
+}
+
+struct Linker<'a, 'm, M> {
+    fw_cfg: &'a mut FwCfg<'m, M>,
+    map: &'a mut Map,
+    loaded: Vec<Loaded>,
+    /// What is left of the area for tables below 1 MiB.
+    low: Range,
+}
+
+impl<M: Machine> Linker<'_, '_, M> {
+    fn execute(&mut self, command: &Command) -> Result<(), Failure> {
+        match *command {
+            Command::Allocate { file, alignment, zone } => self.allocate(file, alignment, zone),
+            Command::AddPointer { destination, source, offset, size } => {
+                let address = self.find(&source)?.start();
+                let field = self.field(&destination, offset, size.into())?;
+                add_little_endian(field, address);
+                Ok(())
+            }
+            Command::AddChecksum { file, offset, start, length } => {
+                let sum = self.field(&file, start, length)?.iter().fold(0, wrapping_sum);
+                let checksum = self.field(&file, offset, 1)?;
+                checksum[0] = checksum[0].wrapping_sub(sum);
+                Ok(())
+            }
+            Command::Unknown(_) => Ok(()),
+        }
+    }
+
+    fn allocate(&mut self, name: Name, alignment: u32, zone: Zone) -> Result<(), Failure> {
+        if self.loaded.iter().any(|l| l.name == name) {
+            return Err(TableError::AllocatedTwice.into());
+        }
+        let file = self.fw_cfg.files().find(|f| f.name == name).ok_or(TableError::NoFile)?;
+        // An RSDP is found on 16-byte boundaries only (ACPI 6.5, 5.2.5.1).
+        let alignment = u64::from(alignment.max(16));
+        let size = u64::from(file.size);
+        let range = match self.allocate_low(size, alignment) {
+            Some(range) => range,
+            None if zone == Zone::High => self.allocate_high(size, alignment)?,
+            None => return Err(TableError::NoRoom(file.size).into()),
+        };
+        self.fw_cfg.load(file.selector, range).map_err(Failure::Other)?;
+        self.loaded.push(Loaded { name, range });
+        Ok(())
+    }
+
+    fn allocate_low(&mut self, size: u64, alignment: u64) -> Option<Range> {
+        let range = Range::new(align_up(self.low.start(), alignment)?, size)?;
+        if !self.low.contains(range) {
+            return None;
+        }
+        self.low = Range::between(range.end(), self.low.end());
+        Some(range)
+    }
+
+    fn allocate_high(&mut self, size: u64, alignment: u64) -> Result<Range, Failure> {
+        let no_room = TableError::NoRoom(u32::try_from(size).unwrap_or(u32::MAX));
+        let pages = plan_tables(self.map, size, alignment).ok_or(no_room)?;
+        self.map.set(pages, kind::ACPI).map_err(|e| Failure::Other(e.into()))?;
+        Ok(Range::new(pages.start(), size).ok_or(no_room)?)
+    }
+
+    fn find(&self, name: &Name) -> Result<Range, TableError> {
+        self.loaded
+            .iter()
+            .find(|l| l.name == *name)
+            .map(|l| l.range)
+            .ok_or(TableError::NotAllocated)
+    }
+
+    /// `length` bytes at `offset` in the loaded file `name`.
+    fn field(&mut self, name: &Name, offset: u32, length: u32) -> Result<&mut [u8], TableError> {
+        let file = self.find(name)?;
+        let start = file.start() + u64::from(offset);
+        let range = Range::new(start, length.into()).ok_or(TableError::OutOfBounds)?;
+        if !file.contains(range) {
+            return Err(TableError::OutOfBounds);
+        }
+        Ok(self.fw_cfg.machine().memory(range))
+    }
+
+    fn rsdp(&self) -> u64 {
+        self.loaded
+            .iter()
+            .find(|l| abi::fw_cfg::name_matches(&l.name, file::ACPI_RSDP))
+            .map_or(0, |l| l.range.start())
+    }
+}
+
+fn wrapping_sum(sum: u8, byte: &u8) -> u8 {
+    sum.wrapping_add(*byte)
+}
+
+/// Adds `value` to the little-endian integer that fills `field`, 8 bytes at most.
+fn add_little_endian(field: &mut [u8], value: u64) {
+    let mut bytes = [0; 8];
+    bytes[..field.len()].copy_from_slice(field);
+    let sum = u64::from_le_bytes(bytes).wrapping_add(value);
+    field.copy_from_slice(&sum.to_le_bytes()[..field.len()]);
+}

@@ -1,0 +1,127 @@
+//! Walks the ACPI tables and checks what an operating system checks.
+
+use core::fmt;
+
+use abi::bytes::{array, get_u32, get_u64};
+
+use crate::hardware::physical;
+
+/// Bytes of a table's header (ACPI 6.5, 5.2.6).
+const HEADER: u64 = 36;
+
+/// The tables that an RSDP leads to.
+pub struct Tables {
+    rsdp: u64,
+}
+
+impl Tables {
+    /// The tables behind the RSDP at `rsdp`.
+    pub fn new(rsdp: u64) -> Self {
+        Self { rsdp }
+    }
+
+    /// `ok`, or what is broken.
+    pub fn verdict(&self) -> Verdict<'_> {
+        Verdict(self)
+    }
+
+    /// `SIGNATURE+LENGTH`, comma-separated.
+    pub fn list(&self) -> List<'_> {
+        List(self)
+    }
+
+    /// Enabled local APICs in the MADT.
+    pub fn cpus(&self) -> usize {
+        let madt = self.tables().find(|table| table.starts_with(b"APIC"));
+        let mut entries = madt.and_then(|table| table.get(44..)).unwrap_or_default();
+        let mut cpus = 0;
+        while let [kind, length, ..] = *entries {
+            const LOCAL_APIC: u8 = 0;
+            const LOCAL_X2APIC: u8 = 9;
+            let flags = match kind {
+                LOCAL_APIC => get_u32(entries, 4),
+                LOCAL_X2APIC => get_u32(entries, 8),
+                _ => None,
+            };
+            cpus += usize::from(flags.is_some_and(|flags| flags & 1 == 1));
+            let Some(rest) = entries.get(usize::from(length).max(2)..) else { break };
+            entries = rest;
+        }
+        cpus
+    }
+
+    fn root(&self) -> Option<&'static [u8]> {
+        let rsdp = physical(self.rsdp, HEADER)?;
+        let sound = rsdp.starts_with(b"RSD PTR ") && sum(rsdp) == 0 && sum(&rsdp[..20]) == 0;
+        if !sound { None } else { table(get_u64(rsdp, 24)?) }
+    }
+
+    /// The XSDT's tables, and the DSDT that the FADT names.
+    fn tables(&self) -> impl Iterator<Item = &'static [u8]> {
+        let pointers = self.root().and_then(|xsdt| xsdt.get(36..)).unwrap_or_default();
+        let listed = pointers.chunks_exact(8).filter_map(|p| table(get_u64(p, 0)?));
+        let dsdt = listed.clone().find(|t| t.starts_with(b"FACP")).and_then(|fadt| {
+            // X_DSDT, or DSDT when that is 0 (ACPI 6.5, table 5.9).
+            match get_u64(fadt, 140) {
+                Some(0) | None => table(get_u32(fadt, 40)?.into()),
+                Some(address) => table(address),
+            }
+        });
+        listed.chain(dsdt)
+    }
+}
+
+fn table(address: u64) -> Option<&'static [u8]> {
+    let length = get_u32(physical(address, HEADER)?, 4)?;
+    physical(address, u64::from(length).max(HEADER))
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+/// Prints what [`Tables::verdict`] says.
+pub struct Verdict<'a>(&'a Tables);
+
+impl fmt::Display for Verdict<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(xsdt) = self.0.root() else { return f.write_str("[RSDP]") };
+        let mut sound = sum(xsdt) == 0;
+        if !sound {
+            f.write_str("[XSDT]")?;
+        }
+        let mut dsdt = false;
+        for table in self.0.tables() {
+            dsdt |= table.starts_with(b"DSDT");
+            if sum(table) != 0 {
+                sound = false;
+                write!(f, "[{}]", signature(table))?;
+            }
+        }
+        if !dsdt {
+            return f.write_str("[no DSDT]");
+        }
+        if sound { f.write_str("ok") } else { Ok(()) }
+    }
+}
+
+/// Prints what [`Tables::list`] says.
+pub struct List<'a>(&'a Tables);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.tables().try_for_each(|t| write!(f, "{}+{},", signature(t), t.len()))
+    }
+}
+
+fn signature(table: &[u8]) -> Signature {
+    Signature(array(table, 0).unwrap_or_default())
+}
+
+struct Signature([u8; 4]);
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{}", byte.escape_ascii()))
+    }
+}

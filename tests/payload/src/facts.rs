@@ -1,0 +1,173 @@
+//! The facts, one `key=value` a line, between two marks.
+
+use core::fmt::{self, Write as _};
+use core::hash::Hasher as _;
+
+use abi::bytes::{get_u32, get_u64};
+use fnv::FnvHasher;
+
+use crate::acpi;
+use crate::entry::{self, EntryState};
+use crate::hardware::{self, Console, EXIT_FAILED, EXIT_OK};
+
+/// Offsets in the zero page (Linux, Documentation/arch/x86/zero-page.rst).
+mod zero_page {
+    pub const RSDP: usize = 0x070;
+    pub const EXT_RAMDISK_IMAGE: usize = 0x0c0;
+    pub const EXT_RAMDISK_SIZE: usize = 0x0c4;
+    pub const E820_ENTRIES: usize = 0x1e8;
+    pub const SENTINEL: usize = 0x1ef;
+    pub const LOADER: usize = 0x210;
+    pub const RAMDISK_IMAGE: usize = 0x218;
+    pub const RAMDISK_SIZE: usize = 0x21c;
+    pub const COMMAND_LINE: usize = 0x228;
+    pub const E820_TABLE: usize = 0x2d0;
+}
+
+/// A long command line is cut here: no loader passes more.
+const COMMAND_LINE_MAX: u64 = 4096;
+
+/// Prints everything and leaves.
+pub fn report(state: &EntryState, descriptors: Option<[u64; 2]>) -> ! {
+    let Some(page) = hardware::physical(state.rsi, 4096) else {
+        let _ = writeln!(Console, "entry_state=[no zero page at {:#x}]", state.rsi);
+        hardware::debug_exit(EXIT_FAILED)
+    };
+    let command_line = command_line(page);
+    let mut out = Facts { sound: true };
+    out.all(state, descriptors, page, command_line);
+    entry::leave(command_line, if out.sound { EXIT_OK } else { EXIT_FAILED })
+}
+
+struct Facts {
+    sound: bool,
+}
+
+impl Facts {
+    fn all(
+        &mut self,
+        state: &EntryState,
+        descriptors: Option<[u64; 2]>,
+        page: &[u8],
+        command_line: &str,
+    ) {
+        let _ = writeln!(Console, "guest-facts-begin");
+        fact("kernel", "payload");
+        fact("entry", state.entry);
+        self.check("entry_state", state.verdict(descriptors));
+        fact("zero_page", format_args!("{:#x}", state.rsi));
+        fact("sentinel", page[zero_page::SENTINEL]);
+        fact("loader", format_args!("{:#x}", page[zero_page::LOADER]));
+        fact("cmdline", command_line);
+        self.memory(page);
+        self.initrd(page);
+        self.acpi(get_u64(page, zero_page::RSDP).unwrap_or(0));
+        if command_line.split_whitespace().any(|word| word == "echo") {
+            echo();
+        }
+        let _ = writeln!(Console, "guest-facts-end");
+    }
+
+    fn check(&mut self, key: &str, verdict: impl fmt::Display) {
+        let mut seen = StartsWithOk::default();
+        let _ = write!(seen, "{verdict}");
+        self.sound &= seen.ok();
+        fact(key, verdict);
+    }
+
+    fn memory(&mut self, page: &[u8]) {
+        let count = page[zero_page::E820_ENTRIES];
+        let _ = write!(Console, "e820=");
+        let mut ram = 0;
+        for i in 0..usize::from(count) {
+            let at = zero_page::E820_TABLE + 20 * i;
+            let entry = (get_u64(page, at), get_u64(page, at + 8), get_u32(page, at + 16));
+            let (Some(start), Some(size), Some(kind)) = entry else { break };
+            ram += if kind == 1 { size } else { 0 };
+            let _ = write!(Console, "{start:#x}+{size:#x}:{kind},");
+        }
+        let _ = writeln!(Console);
+        fact("memory_kib", ram / 1024);
+    }
+
+    fn initrd(&mut self, page: &[u8]) {
+        let both = |low, high| {
+            let [low, high] = [low, high].map(|at| u64::from(get_u32(page, at).unwrap_or(0)));
+            high << 32 | low
+        };
+        let start = both(zero_page::RAMDISK_IMAGE, zero_page::EXT_RAMDISK_IMAGE);
+        let size = both(zero_page::RAMDISK_SIZE, zero_page::EXT_RAMDISK_SIZE);
+        fact("initrd", format_args!("{start:#x}+{size:#x}"));
+        let hash = (size > 0).then(|| hardware::physical(start, size)).flatten().map(|bytes| {
+            let mut hasher = FnvHasher::default();
+            hasher.write(bytes);
+            hasher.finish()
+        });
+        match hash {
+            Some(hash) => fact("initrd_hash", format_args!("{hash:016x}")),
+            None => fact("initrd_hash", "none"),
+        }
+    }
+
+    fn acpi(&mut self, rsdp: u64) {
+        fact("rsdp", format_args!("{rsdp:#x}"));
+        if rsdp == 0 {
+            fact("acpi", "no");
+            return;
+        }
+        fact("acpi", "yes");
+        let tables = acpi::Tables::new(rsdp);
+        self.check("acpi_checksums", tables.verdict());
+        fact("acpi_tables", tables.list());
+        fact("cpus", tables.cpus());
+    }
+}
+
+fn fact(key: &str, value: impl fmt::Display) {
+    let _ = writeln!(Console, "{key}={value}");
+}
+
+/// Reads a line from the console and prints it back.
+fn echo() {
+    let _ = writeln!(Console, "echo?");
+    let _ = write!(Console, "echo=");
+    loop {
+        match hardware::read_console() {
+            b'\n' | b'\r' => break,
+            byte => {
+                let _ = Console.write_char(char::from(byte));
+            }
+        }
+    }
+    let _ = writeln!(Console);
+}
+
+fn command_line(page: &[u8]) -> &'static str {
+    let at = get_u32(page, zero_page::COMMAND_LINE).unwrap_or(0);
+    let bytes = hardware::physical(at.into(), COMMAND_LINE_MAX).unwrap_or_default();
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    core::str::from_utf8(&bytes[..end]).unwrap_or("[not UTF-8]")
+}
+
+/// Notes whether what is written to it is exactly `ok`.
+#[derive(Default)]
+struct StartsWithOk {
+    seen: usize,
+    differs: bool,
+}
+
+impl StartsWithOk {
+    fn ok(&self) -> bool {
+        self.seen == 2 && !self.differs
+    }
+}
+
+impl fmt::Write for StartsWithOk {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            self.differs |= b"ok".get(self.seen) != Some(&byte);
+            self.seen += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! Ports and physical memory, as the payload sees them.
+#![expect(unsafe_code, reason = "port I/O and physical memory")]
+
+use core::fmt;
+
+use abi::ports;
+use x86_64::instructions::port::Port;
+
+/// Left by isa-debug-exit when every check passed: status 33.
+pub const EXIT_OK: u8 = 0x10;
+/// Left when a check failed: status 35.
+pub const EXIT_FAILED: u8 = 0x11;
+/// Left after a panic: status 37.
+pub const EXIT_PANIC: u8 = 0x12;
+
+/// Physical memory; `None` above the 4 GiB that the payload maps.
+pub fn physical(address: u64, length: u64) -> Option<&'static [u8]> {
+    let end = address.checked_add(length)?;
+    if address == 0 || end > abi::layout::FOUR_GIB {
+        return None;
+    }
+    // SAFETY: start.S maps these addresses; after the entry nothing writes to them but the
+    // payload's own stack and console, which no caller asks for.
+    Some(unsafe {
+        core::slice::from_raw_parts(address as *const u8, usize::try_from(length).ok()?)
+    })
+}
+
+/// Writes a byte to a port.
+pub fn out8(port: u16, value: u8) {
+    // SAFETY: port writes of the payload reach devices that do not touch memory.
+    unsafe { Port::new(port).write(value) }
+}
+
+fn in8(port: u16) -> u8 {
+    // SAFETY: as `out8`.
+    unsafe { Port::new(port).read() }
+}
+
+/// Writes a byte to a memory-mapped register.
+pub fn mmio_write8(address: u64, value: u8) {
+    // SAFETY: identity-mapped, and a device register, which Rust knows nothing of.
+    unsafe { (address as *mut u8).write_volatile(value) }
+}
+
+/// Reads a byte from COM1, waiting for it.
+pub fn read_console() -> u8 {
+    const DATA_READY: u8 = 1;
+    while in8(ports::COM1 + 5) & DATA_READY == 0 {}
+    in8(ports::COM1)
+}
+
+/// COM1, used as it comes: no set-up, polled.
+pub struct Console;
+
+impl fmt::Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        const THR_EMPTY: u8 = 1 << 5;
+        for byte in text.bytes() {
+            while in8(ports::COM1 + 5) & THR_EMPTY == 0 {}
+            out8(ports::COM1, byte);
+        }
+        Ok(())
+    }
+}
+
+/// Ends the VMM with status `code * 2 + 1`, or halts when it has no isa-debug-exit.
+pub fn debug_exit(code: u8) -> ! {
+    out8(ports::DEBUG_EXIT, code);
+    halt()
+}
+
+/// Stops for good: interrupts are off.
+pub fn halt() -> ! {
+    loop {
+        x86_64::instructions::hlt();
+    }
+}

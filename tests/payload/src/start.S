@@ -1,0 +1,199 @@
+# The payload's bzImage header and its two entries.
+#
+# Source: Linux, Documentation/arch/x86/boot.rst. Protocol 2.12: the first with a 64-bit entry.
+
+.section .setup, "a"
+    .fill 0x1f1, 1, 0
+    .byte 1                     # setup_sects
+    .short 0                    # root_flags
+    .long 0                     # syssize
+    .short 0                    # ram_size
+    .short 0xffff               # vid_mode
+    .short 0                    # root_dev
+    .short 0xaa55               # boot_flag
+    .byte 0xeb, 0x66            # jump, whose second byte ends the header at 0x268
+    .ascii "HdrS"
+    .short 0x020c               # version
+    .long 0                     # realmode_swtch
+    .short 0                    # start_sys_seg
+    .short 0                    # kernel_version
+    .byte 0                     # type_of_loader
+    .byte 1                     # loadflags: LOADED_HIGH
+    .short 0                    # setup_move_size
+    .long LOAD_ADDRESS          # code32_start
+    .long 0, 0                  # ramdisk_image, ramdisk_size
+    .long 0                     # bootsect_kludge
+    .short 0                    # heap_end_ptr
+    .short 0                    # ext_loader_ver, ext_loader_type
+    .long 0                     # cmd_line_ptr
+    .long 0x7fffffff            # initrd_addr_max
+    .long 0x1000                # kernel_alignment
+    .byte 0, 12                 # relocatable_kernel, min_alignment
+    .short 1                    # xloadflags: XLF_KERNEL_64
+    .long 2047                  # cmdline_size
+    .long 0                     # hardware_subarch
+    .quad 0                     # hardware_subarch_data
+    .long 0, 0                  # payload_offset, payload_length
+    .quad 0                     # setup_data
+    .quad LOAD_ADDRESS          # pref_address
+    .long init_size             # init_size
+    .long 0                     # handover_offset
+    .balign 1024, 0
+
+# The registers as the loader left them: `struct EntryState` in main.rs, built downwards on our
+# stack. Both entries push the same thirteen quadwords in the same order.
+
+.section .entry, "ax"
+.code32
+entry_32:
+    mov %esp, loader_stack
+    mov $stack_top, %esp
+    # A quadword is its zero upper half first, then the lower.
+    pushl $0
+    pushf
+    pushl $0
+    push %esi
+    pushl $0
+    push %edi
+    pushl $0
+    push %ebp
+    pushl $0
+    push %ebx
+    pushl $0
+    push %cs
+    pushl $0
+    push %ds
+    pushl $0
+    push %es
+    pushl $0
+    push %ss
+    mov %cr0, %eax
+    pushl $0
+    push %eax
+    mov %cr4, %eax
+    pushl $0
+    push %eax
+    mov $0xc0000080, %ecx       # EFER
+    rdmsr
+    push %edx
+    push %eax
+    pushl $0
+    pushl $32                   # the entry taken
+    mov %esp, %ebx
+    # Long mode by our own tables.
+    cld
+    mov $pml4, %eax
+    mov %eax, %cr3
+    mov $(1 << 5), %eax         # PAE
+    mov %eax, %cr4
+    mov $0xc0000080, %ecx
+    mov $(1 << 8), %eax         # LME
+    xor %edx, %edx
+    wrmsr
+    mov $0x80000011, %eax       # PG, ET, PE
+    mov %eax, %cr0
+    # The loader's GDT stays for the segments it promised; code needs a 64-bit descriptor.
+    sgdt loader_gdt
+    lgdt own_gdt_pointer
+    ljmp $0x08, $common
+
+.org 0x200
+.code64
+.globl entry_64
+entry_64:
+    mov %rsp, loader_stack
+    mov $stack_top, %rsp
+    pushf
+    push %rsi
+    push %rdi
+    push %rbp
+    push %rbx
+    mov %cs, %rax
+    push %rax
+    mov %ds, %rax
+    push %rax
+    mov %es, %rax
+    push %rax
+    mov %ss, %rax
+    push %rax
+    mov %cr0, %rax
+    push %rax
+    mov %cr4, %rax
+    push %rax
+    mov $0xc0000080, %ecx       # EFER
+    rdmsr
+    shl $32, %rdx
+    or %rdx, %rax
+    push %rax
+    pushq $64                   # the entry taken
+    mov %rsp, %rbx
+    cld
+    sgdt loader_gdt
+    # From here on both entries run on the same tables.
+    mov $pml4, %eax
+    mov %rax, %cr3
+    lgdt own_gdt_pointer
+    pushq $0x08
+    pushq $common
+    lretq
+
+common:
+    mov $0x10, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+    mov $bss_start, %edi
+    mov $bss_end, %ecx
+    sub %edi, %ecx
+    shr $3, %ecx
+    xor %eax, %eax
+    rep stosq
+    mov %ebx, %edi
+    mov $loader_gdt, %esi
+    mov %ebx, %esp
+    and $-16, %rsp
+    call payload_main
+    ud2
+
+# payload_triple_fault: an exception without a handler, twice.
+.globl payload_triple_fault
+payload_triple_fault:
+    lidt no_idt
+    ud2
+
+.section .data, "aw"
+.balign 8
+loader_gdt:
+    .fill 10, 1, 0
+.balign 8
+loader_stack:
+    .quad 0
+no_idt:
+    .fill 10, 1, 0
+.balign 8
+own_gdt:
+    .quad 0
+    .quad 0x00af9b000000ffff    # 64-bit code
+    .quad 0x00cf93000000ffff    # data
+own_gdt_pointer:
+    .short own_gdt_pointer - own_gdt - 1
+    .quad own_gdt
+
+# The first 4 GiB in 2 MiB pages: an initrd may lie anywhere below.
+.section .page_tables, "aw"
+.balign 4096
+pml4:
+    .quad pdpt + 3
+    .fill 511, 8, 0
+pdpt:
+    .quad directories + 0x0003
+    .quad directories + 0x1003
+    .quad directories + 0x2003
+    .quad directories + 0x3003
+    .fill 508, 8, 0
+directories:
+    .set page, 0
+    .rept 2048
+    .quad page + 0x83
+    .set page, page + 0x200000
+    .endr
