@@ -15,3 +15,8 @@ pub mod fw_cfg;
 pub mod kernel;
 pub mod machine;
 pub mod tables;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! A model of the host for tests: fw_cfg in all the ways hosts implement it, and RAM.
+
+use std::collections::BTreeMap;
+
+use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, ID_TRADITIONAL, SIGNATURE, dma, key};
+use abi::ports;
+use abi::range::Range;
+
+use crate::machine::Machine;
+
+/// How a host implements the device (docs/firmware.md, "Hosts").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// As QEMU specifies it.
+    Qemu,
+    /// DMA without its signature, and a SELECT that is ignored, as Cloud Hypervisor has it.
+    NoSelect,
+    /// DMA without its signature, otherwise right.
+    Silent,
+    /// Selector and data ports only.
+    Ports,
+    /// Nothing at port 0x510.
+    Absent,
+}
+
+/// The modelled machine.
+pub struct Model {
+    pub flavour: Flavour,
+    /// Items by selector.
+    pub items: BTreeMap<u16, Vec<u8>>,
+    /// Items whose DMA fails.
+    pub broken: Vec<u16>,
+    files: Vec<File>,
+    ram: Vec<u8>,
+    selected: u16,
+    offset: usize,
+    /// Every port write and DMA: what would be exits.
+    pub exits: usize,
+    pub posts: Vec<u8>,
+}
+
+impl Model {
+    /// A machine with `ram` bytes of RAM and a memory map that says so.
+    pub fn new(flavour: Flavour, ram: u64) -> Self {
+        let mut model = Self {
+            flavour,
+            items: BTreeMap::new(),
+            broken: Vec::new(),
+            files: Vec::new(),
+            ram: vec![0xa5; usize::try_from(ram).unwrap()],
+            selected: 0,
+            offset: 0,
+            exits: 0,
+            posts: Vec::new(),
+        };
+        model.items.insert(key::SIGNATURE, SIGNATURE.to_vec());
+        let dma = if flavour == Flavour::Ports { 0 } else { ID_DMA };
+        model.items.insert(key::ID, (ID_TRADITIONAL | dma).to_le_bytes().to_vec());
+        model.e820(&[(0, ram, 1)]);
+        model
+    }
+
+    /// Replaces the memory map.
+    pub fn e820(&mut self, entries: &[(u64, u64, u32)]) {
+        let mut bytes = Vec::new();
+        for (start, len, kind) in entries {
+            bytes.extend(start.to_le_bytes());
+            bytes.extend(len.to_le_bytes());
+            bytes.extend(kind.to_le_bytes());
+        }
+        self.file(abi::fw_cfg::file::E820, bytes);
+    }
+
+    /// Adds or replaces a file.
+    pub fn file(&mut self, name: &str, bytes: Vec<u8>) {
+        let size = u32::try_from(bytes.len()).unwrap();
+        self.files.retain(|f| !f.is_named(name));
+        let selector = u16::try_from(0x20 + self.items.len()).unwrap();
+        self.files.push(File::new(name, selector, size).unwrap());
+        self.items.insert(selector, bytes);
+        self.directory(u32::try_from(self.files.len()).unwrap());
+    }
+
+    /// Writes the directory with a count of the test's choice.
+    pub fn directory(&mut self, count: u32) {
+        let mut bytes = count.to_be_bytes().to_vec();
+        self.files.iter().for_each(|f| bytes.extend(f.encode()));
+        self.items.insert(key::FILE_DIR, bytes);
+    }
+
+    /// The bytes at a guest-physical range.
+    pub fn ram(&self, range: Range) -> &[u8] {
+        &self.ram[index(range)]
+    }
+
+    fn next(&mut self) -> u8 {
+        let byte = self.items.get(&self.selected).and_then(|i| i.get(self.offset)).copied();
+        self.offset += 1;
+        byte.unwrap_or(0)
+    }
+
+    fn select(&mut self, item: u16) {
+        (self.selected, self.offset) = (item, 0);
+    }
+
+    /// Does what the control word says; the bytes read, or `None` for an error.
+    fn transfer(&mut self, control: u32, length: usize) -> Option<Vec<u8>> {
+        self.exits += 1;
+        if control & dma::SELECT != 0 && self.flavour != Flavour::NoSelect {
+            self.select(u16::try_from(control >> 16).unwrap());
+        }
+        if self.broken.contains(&self.selected) || control & dma::READ == 0 {
+            return None;
+        }
+        Some((0..length).map(|_| self.next()).collect())
+    }
+}
+
+impl Machine for Model {
+    fn in8(&mut self, port: u16) -> u8 {
+        self.exits += 1;
+        match (port, self.flavour) {
+            (ports::FW_CFG_DATA, Flavour::Absent) => 0xff,
+            (ports::FW_CFG_DATA, _) => self.next(),
+            _ => panic!("read of port {port:#x}"),
+        }
+    }
+
+    fn in32(&mut self, port: u16) -> u32 {
+        self.exits += 1;
+        assert_eq!(port, ports::FW_CFG_DMA_HIGH);
+        let [q, e, m, u, ..] = DMA_SIGNATURE;
+        match self.flavour {
+            Flavour::Qemu => u32::from_le_bytes([q, e, m, u]),
+            Flavour::NoSelect | Flavour::Silent => 0,
+            Flavour::Ports | Flavour::Absent => u32::MAX,
+        }
+    }
+
+    fn out8(&mut self, port: u16, value: u8) {
+        self.exits += 1;
+        assert_eq!(port, ports::POST);
+        self.posts.push(value);
+    }
+
+    fn out16(&mut self, port: u16, value: u16) {
+        self.exits += 1;
+        assert_eq!(port, ports::FW_CFG_SELECTOR);
+        self.select(value);
+    }
+
+    fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {
+        match self.transfer(control, buffer.len()) {
+            Some(bytes) => buffer.copy_from_slice(&bytes),
+            None => return dma::ERROR,
+        }
+        0
+    }
+
+    fn dma_at(&mut self, control: u32, range: Range) -> u32 {
+        match self.transfer(control, index(range).len()) {
+            Some(bytes) => self.ram[index(range)].copy_from_slice(&bytes),
+            None => return dma::ERROR,
+        }
+        0
+    }
+
+    fn memory(&mut self, range: Range) -> &mut [u8] {
+        &mut self.ram[index(range)]
+    }
+}
+
+fn index(range: Range) -> core::ops::Range<usize> {
+    usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()
+}

@@ -1,0 +1,328 @@
+//! The boot path against a model of the host: good hosts, odd hosts, hostile hosts.
+
+use abi::bytes::{get_u32, get_u64, put};
+use abi::fw_cfg::{File, file, key};
+use abi::linux::{self, Entry};
+use abi::range::Range;
+use abi::table_loader::{self, Command, Name, Zone};
+use abi::{layout, placement, post};
+use proptest::prelude::*;
+
+use crate::boot::boot;
+use crate::error::{Error, TableError};
+use crate::fw_cfg::FwCfg;
+use crate::kernel::Launch;
+use crate::model::{Flavour, Model};
+
+const MIB: u64 = 1 << 20;
+
+/// A setup header of protocol 2.12: relocatable, prefers 16 MiB, needs 4 MiB there.
+fn setup() -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    for (at, value) in [
+        (0x1f1, &b"\x01"[..]),
+        (0x1fe, b"\x55\xaa\xeb\x66HdrS\x0c\x02"),
+        (0x211, b"\x01"),
+        (0x22c, &0x7fff_ffffu32.to_le_bytes()),
+        (0x230, &0x20_0000u32.to_le_bytes()),
+        (0x234, b"\x01\x15\x01\x00"),
+        (0x238, &2047u32.to_le_bytes()),
+        (0x258, &0x100_0000u64.to_le_bytes()),
+        (0x260, &0x40_0000u32.to_le_bytes()),
+    ] {
+        put(&mut image, at, value).unwrap();
+    }
+    image
+}
+
+fn word(value: usize) -> Vec<u8> {
+    u32::try_from(value).unwrap().to_le_bytes().to_vec()
+}
+
+fn machine(flavour: Flavour) -> Model {
+    let mut model = Model::new(flavour, 32 * MIB);
+    let kernel: Vec<u8> = (0..70_001u32).map(|i| i.to_le_bytes()[0] ^ 0x5a).collect();
+    let initrd: Vec<u8> = (0..5_555u32).map(|i| i.to_le_bytes()[0]).collect();
+    let command_line = b"console=ttyS0\0".to_vec();
+    for (item, data, size) in [
+        (key::SETUP_DATA, setup(), key::SETUP_SIZE),
+        (key::KERNEL_DATA, kernel, key::KERNEL_SIZE),
+        (key::INITRD_DATA, initrd, key::INITRD_SIZE),
+        (key::CMDLINE_DATA, command_line, key::CMDLINE_SIZE),
+    ] {
+        model.items.insert(size, word(data.len()));
+        model.items.insert(item, data);
+    }
+    model
+}
+
+fn check_loaded(model: &mut Model, launch: Launch) {
+    assert_eq!(launch.boot_params, layout::BOOT_PARAMS.start());
+    let page = model.ram(layout::BOOT_PARAMS).to_vec();
+    let kernel = Range::new(16 * MIB, 70_001).unwrap();
+    assert_eq!(model.ram(kernel), model.items[&key::KERNEL_DATA]);
+    let initrd = Range::new(get_u32(&page, 0x218).unwrap().into(), 5_555).unwrap();
+    assert_eq!(get_u32(&page, 0x21c), Some(5_555));
+    assert_eq!(model.ram(initrd), model.items[&key::INITRD_DATA]);
+    assert_eq!(initrd.start() % 4096, 0);
+    let command_line = Range::new(get_u32(&page, 0x228).unwrap().into(), 14).unwrap();
+    assert_eq!(model.ram(command_line), b"console=ttyS0\0");
+    assert_eq!(model.posts, [post::FIRMWARE_START, post::LOAD_KERNEL, post::KERNEL_ENTRY]);
+}
+
+#[test]
+fn boots_on_every_kind_of_host() {
+    for flavour in [Flavour::Qemu, Flavour::NoSelect, Flavour::Silent, Flavour::Ports] {
+        let mut model = machine(flavour);
+        let launch = boot(&mut model).unwrap_or_else(|e| panic!("{flavour:?}: {e}"));
+        assert_eq!((launch.entry, launch.address), (Entry::Bits64, 16 * MIB + 0x200));
+        check_loaded(&mut model, launch);
+    }
+}
+
+#[test]
+fn on_qemu_every_item_costs_one_exit() {
+    let mut model = machine(Flavour::Qemu);
+    boot(&mut model).unwrap();
+    // Detection, directory, e820, setup header, three sizes, three loads, three POST codes.
+    assert_eq!(model.exits, 13);
+}
+
+fn stopped(model: &mut Model) -> Error {
+    boot(model).unwrap_err()
+}
+
+#[test]
+fn a_machine_without_fw_cfg_is_named() {
+    assert_eq!(stopped(&mut machine(Flavour::Absent)), Error::NoFwCfg);
+}
+
+#[test]
+fn a_failing_transfer_names_its_item() {
+    for item in [key::FILE_DIR, key::SETUP_DATA, key::KERNEL_DATA, key::INITRD_DATA] {
+        let mut model = machine(Flavour::Qemu);
+        model.broken.push(item);
+        assert_eq!(stopped(&mut model), Error::Dma(item));
+    }
+}
+
+#[test]
+fn directories_of_any_length_are_read_or_refused() {
+    let mut model = machine(Flavour::Qemu);
+    for i in 0..100 {
+        model.file(&format!("opt/filler/{i}"), vec![i]);
+    }
+    assert!(FwCfg::probe(&mut model).unwrap().find("opt/filler/99").is_some());
+    model.directory(0);
+    assert_eq!(stopped(&mut model), Error::NoE820);
+    model.directory(10_000);
+    assert_eq!(stopped(&mut model), Error::Directory(10_000));
+}
+
+#[test]
+fn no_kernel_is_said_so() {
+    let mut model = machine(Flavour::Qemu);
+    model.items.remove(&key::SETUP_DATA);
+    assert_eq!(stopped(&mut model), Error::NoKernel);
+    model.items.insert(key::SETUP_DATA, b"\x7fELF\x02\x01\x01".to_vec());
+    assert_eq!(stopped(&mut model), Error::Kernel(linux::Error::Elf));
+}
+
+#[test]
+fn the_user_chooses_the_entry() {
+    for (choice, expected) in [
+        ("32", Ok(Entry::Bits32)),
+        ("64\n", Ok(Entry::Bits64)),
+        ("", Err(Error::EntryOption)),
+        ("16", Err(Error::EntryOption)),
+    ] {
+        let mut model = machine(Flavour::Qemu);
+        model.file(file::ENTRY, choice.into());
+        assert_eq!(boot(&mut model).map(|launch| launch.entry), expected, "{choice:?}");
+    }
+}
+
+#[test]
+fn a_kernel_without_a_64_bit_entry_is_entered_in_32_bit_mode() {
+    let mut model = machine(Flavour::Qemu);
+    model.items.get_mut(&key::SETUP_DATA).unwrap()[0x236] = 0;
+    let launch = boot(&mut model).unwrap();
+    assert_eq!((launch.entry, launch.address), (Entry::Bits32, 16 * MIB));
+    model.file(file::ENTRY, b"64".to_vec());
+    assert_eq!(stopped(&mut model), Error::No64BitEntry);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_is_loaded() {
+    for (item, size, expected) in [
+        (key::KERNEL_SIZE, u32::MAX, 44),
+        (key::INITRD_SIZE, u32::MAX, 45),
+        (key::CMDLINE_SIZE, u32::MAX, 43),
+    ] {
+        let mut model = machine(Flavour::Qemu);
+        model.items.insert(item, size.to_le_bytes().to_vec());
+        let error = stopped(&mut model);
+        assert!(matches!(error, Error::Placement(_)), "{error}");
+        assert_eq!(error.code(), expected);
+        let untouched = Range::new(16 * MIB, 4096).unwrap();
+        assert!(model.ram(untouched).iter().all(|byte| *byte == 0xa5));
+    }
+}
+
+#[test]
+fn a_memory_map_without_low_memory_is_refused() {
+    for entries in [&[][..], &[(MIB, 31 * MIB, 1)], &[(0, 32 * MIB, 1), (0x7000, 0x1000, 2)]] {
+        let mut model = machine(Flavour::Qemu);
+        model.e820(entries);
+        assert_eq!(stopped(&mut model), Error::Placement(placement::Error::LowMemory));
+    }
+}
+
+fn name(text: &str) -> Name {
+    File::new(text, 0, 0).unwrap().name
+}
+
+fn with_script(commands: &[Command]) -> Model {
+    let mut model = machine(Flavour::Qemu);
+    model.file("tables", vec![0x11; 256]);
+    model.file("rsdp", vec![0; 36]);
+    model.file("big", vec![0x22; 0x2_0000]);
+    model.file(file::ACPI_RSDP, vec![0; 36]);
+    let script: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
+    model.file(file::TABLE_LOADER, script);
+    model
+}
+
+#[test]
+fn the_script_links_the_tables() {
+    let rsdp = name(file::ACPI_RSDP);
+    let tables = name("tables");
+    let mut model = with_script(&[
+        Command::Allocate { file: rsdp, alignment: 16, zone: Zone::FSegment },
+        Command::Allocate { file: tables, alignment: 64, zone: Zone::High },
+        Command::AddPointer { destination: rsdp, source: tables, offset: 24, size: 8 },
+        Command::AddPointer { destination: tables, source: tables, offset: 252, size: 4 },
+        Command::AddChecksum { file: tables, offset: 9, start: 0, length: 256 },
+        Command::Unknown(4),
+        Command::Unknown(0),
+    ]);
+    boot(&mut model).unwrap();
+    let page = model.ram(layout::BOOT_PARAMS);
+    let rsdp = get_u64(page, 0x70).unwrap();
+    assert_eq!(rsdp, layout::ACPI_TABLES.start());
+    let rsdp = model.ram(Range::new(rsdp, 36).unwrap());
+    let tables = get_u64(rsdp, 24).unwrap();
+    assert_eq!(tables % 64, 0);
+    let bytes = model.ram(Range::new(tables, 256).unwrap());
+    assert_eq!(u64::from(get_u32(bytes, 252).unwrap()), tables + 0x1111_1111);
+    assert_eq!(bytes.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)), 0);
+}
+
+#[test]
+fn tables_too_big_for_the_e_segment_go_high_and_leave_the_map() {
+    let big = name("big");
+    let mut model =
+        with_script(&[Command::Allocate { file: big, alignment: 64, zone: Zone::High }]);
+    let launch = boot(&mut model).unwrap();
+    let at = Range::new(32 * MIB - 0x2_0000, 0x2_0000).unwrap();
+    assert!(model.ram(at).iter().all(|byte| *byte == 0x22), "in place, and not overwritten");
+    let page = model.ram(layout::BOOT_PARAMS).to_vec();
+    let initrd = get_u32(&page, 0x218).unwrap();
+    assert!(u64::from(initrd) + 5_555 <= at.start(), "the initrd keeps clear of it");
+    check_loaded(&mut model, launch);
+}
+
+#[test]
+fn a_script_that_cannot_be_is_refused_by_its_command() {
+    let tables = name("tables");
+    let here = Command::Allocate { file: tables, alignment: 64, zone: Zone::High };
+    let pointer =
+        |offset, size| Command::AddPointer { destination: tables, source: tables, offset, size };
+    let sum = |offset, start, length| Command::AddChecksum { file: tables, offset, start, length };
+    for (commands, expected) in [
+        (&[here, here][..], TableError::AllocatedTwice),
+        (&[here, pointer(249, 8)], TableError::OutOfBounds),
+        (&[here, pointer(u32::MAX, 8)], TableError::OutOfBounds),
+        (&[here, sum(256, 0, 256)], TableError::OutOfBounds),
+        (&[here, sum(0, 1, 256)], TableError::OutOfBounds),
+        (&[here, sum(0, u32::MAX, u32::MAX)], TableError::OutOfBounds),
+    ] {
+        assert_eq!(stopped(&mut with_script(commands)), Error::TableLoader(1, expected));
+    }
+    for (command, expected) in [
+        (pointer(0, 4), TableError::NotAllocated),
+        (
+            Command::Allocate { file: name("nothing"), alignment: 64, zone: Zone::High },
+            TableError::NoFile,
+        ),
+        (
+            Command::Allocate { file: name("big"), alignment: 64, zone: Zone::FSegment },
+            TableError::NoRoom(0x2_0000),
+        ),
+        (
+            Command::Allocate { file: tables, alignment: 3, zone: Zone::High },
+            TableError::Command(table_loader::Error::Alignment(3)),
+        ),
+    ] {
+        assert_eq!(stopped(&mut with_script(&[command])), Error::TableLoader(0, expected));
+    }
+}
+
+#[test]
+fn every_error_has_its_own_number_and_fits_a_line() {
+    let errors = [
+        Error::HeapFull(1),
+        Error::NoFwCfg,
+        Error::Dma(1),
+        Error::Directory(1),
+        Error::NoE820,
+        Error::E820(abi::e820::Error::TooMany),
+        Error::TableLoader(0, TableError::NoFile),
+        Error::NoKernel,
+        Error::Kernel(linux::Error::Elf),
+        Error::Placement(placement::Error::LowMemory),
+        Error::Placement(placement::Error::CommandLine { size: 1, max: 1 }),
+        Error::Placement(placement::Error::Kernel { needs: 1, from: 1, ram: 1 }),
+        Error::Placement(placement::Error::Initrd { size: 1, limit: 1, ram: 1 }),
+        Error::EntryOption,
+        Error::No64BitEntry,
+    ];
+    let mut codes: Vec<_> = errors.iter().map(|e| e.code()).collect();
+    assert!(errors.iter().all(|e| !e.to_string().contains('\n')));
+    codes.sort_unstable();
+    codes.dedup();
+    assert_eq!(codes.len(), errors.len());
+    assert!(codes.iter().all(|code| *code > crate::error::PANIC_CODE && *code < 0x80));
+}
+
+proptest! {
+    /// Whatever the host says, the firmware answers with a launch or an error.
+    #[test]
+    fn a_hostile_host_gets_an_error(
+        header in prop::collection::vec(any::<u8>(), 0..1024),
+        keep_header in any::<bool>(),
+        sizes in prop::array::uniform3(prop_oneof![0u32..9_000_000, any::<u32>()]),
+        script in prop::collection::vec(any::<u8>(), 0..600),
+        e820 in prop::collection::vec((0u64..64, 0u64..64, 1u32..3), 0..6),
+    ) {
+        let mut model = machine(Flavour::Qemu);
+        if !keep_header {
+            model.items.insert(key::SETUP_DATA, header);
+        }
+        let keys = [key::KERNEL_SIZE, key::INITRD_SIZE, key::CMDLINE_SIZE];
+        for (item, size) in keys.into_iter().zip(sizes) {
+            model.items.insert(item, size.to_le_bytes().to_vec());
+        }
+        model.file(file::TABLE_LOADER, script);
+        let mut map = vec![(0, 2 * MIB, 1)];
+        // Only RAM that the model has.
+        map.extend(e820.iter().map(|(start, len, kind)| {
+            (start * MIB / 2, (len * MIB / 2).min(32 * MIB - start * MIB / 2), *kind)
+        }));
+        model.e820(&map);
+        match boot(&mut model) {
+            Ok(launch) => prop_assert!(launch.address < layout::IDENTITY_MAPPED),
+            Err(error) => prop_assert!(error.code() > 1),
+        }
+    }
+}
