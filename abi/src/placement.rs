@@ -160,9 +160,8 @@ fn plan_initrd(map: &Map, kernel: &Kernel, taken: [Range; 2], size: u64) -> Resu
     let refused = Error::Initrd { size, limit, ram: map.ram_bytes() };
     let low = Range::between(layout::HIGH_RAM_START.min(limit), limit);
     let high = Range::between(layout::FOUR_GIB, u64::MAX);
-    highest_fit(map, low, &taken, size)
-        .or_else(|| if kernel.initrd_above_4g { highest_fit(map, high, &[], size) } else { None })
-        .ok_or(refused)
+    let fit = |bounds| highest_fit(map, bounds, &taken, size, layout::PAGE);
+    fit(low).or_else(|| if kernel.initrd_above_4g { fit(high) } else { None }).ok_or(refused)
 }
 
 /// Where an initrd of `size` bytes goes beside a kernel that is in `taken`, as far up below
@@ -181,14 +180,28 @@ pub fn plan_initrd_beside(map: &Map, taken: Range, size: u64) -> Result<Range, E
     plan_initrd(map, &kernel, [taken, taken], size)
 }
 
-/// The highest page-aligned `size` bytes of RAM within `bounds` that miss everything in `taken`.
-fn highest_fit(map: &Map, bounds: Range, taken: &[Range], size: u64) -> Option<Range> {
+/// Where ACPI tables of `size` bytes go that are too big for [`layout::ACPI_TABLES`]: the top of
+/// the RAM that a 64-bit kernel's loader maps, in whole pages.
+pub fn plan_tables(map: &Map, size: u64, alignment: u64) -> Option<Range> {
+    let bounds = Range::between(layout::HIGH_RAM_START, layout::IDENTITY_MAPPED);
+    let size = align_up(size, layout::PAGE)?;
+    highest_fit(map, bounds, &[], size, alignment.max(layout::PAGE))
+}
+
+/// The highest `size` bytes of RAM, aligned, within `bounds` that miss everything in `taken`.
+fn highest_fit(
+    map: &Map,
+    bounds: Range,
+    taken: &[Range],
+    size: u64,
+    alignment: u64,
+) -> Option<Range> {
     for ram in map.ram().rev() {
         let floor = ram.start().max(bounds.start());
         let mut end = ram.end().min(bounds.end());
         // Each round but the last steps below one of `taken`, so this ends.
         while let Some(start) = end.checked_sub(size) {
-            let start = align_down(start, layout::PAGE);
+            let start = align_down(start, alignment);
             if start < floor {
                 break;
             }

@@ -5,6 +5,7 @@
 
 use alloc::vec::Vec;
 
+use abi::bytes::array;
 use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, SIGNATURE, dma, key, select_and};
 use abi::ports;
 use abi::range::Range;
@@ -35,6 +36,7 @@ const COUNT_SIZE: usize = 4;
 pub struct FwCfg<'m, M> {
     machine: &'m mut M,
     access: Access,
+    /// As on the wire: the count, then the entries.
     directory: Vec<u8>,
 }
 
@@ -101,28 +103,31 @@ impl<'m, M: Machine> FwCfg<'m, M> {
 
     /// All files.
     pub fn files(&self) -> impl Iterator<Item = File> + '_ {
-        self.directory.chunks_exact(File::SIZE).filter_map(File::decode)
+        let files = self.directory.get(COUNT_SIZE..).unwrap_or_default();
+        files.chunks_exact(File::SIZE).filter_map(File::decode)
     }
 
     /// The whole of `file`, on the heap.
     pub fn read_file(&mut self, file: &File) -> Result<Vec<u8>, Error> {
-        let mut bytes = zeroed(file.size)?;
+        let mut bytes = zeroed(file.size as usize)?;
         self.read(file.selector, &mut bytes)?;
         Ok(bytes)
     }
 
     fn read_directory(&mut self) -> Result<(), Error> {
-        let mut first = [0; COUNT_SIZE + FIRST_READ * File::SIZE];
-        self.read(key::FILE_DIR, &mut first)?;
-        let (count, files) = first.split_first_chunk::<COUNT_SIZE>().ok_or(Error::NoFwCfg)?;
-        let count = u32::from_be_bytes(*count);
+        let mut directory = zeroed(COUNT_SIZE + FIRST_READ * File::SIZE)?;
+        self.read(key::FILE_DIR, &mut directory)?;
+        let count = u32::from_be_bytes(array(&directory, 0).unwrap_or_default());
         if count > FILES_MAX {
             return Err(Error::Directory(count));
         }
-        let mut directory = zeroed(count * 64)?;
-        let known = directory.len().min(files.len());
-        directory[..known].copy_from_slice(&files[..known]);
-        if let Some(rest) = directory.get_mut(files.len()..) {
+        let size = COUNT_SIZE + count as usize * File::SIZE;
+        let known = directory.len();
+        if size > known {
+            directory.try_reserve_exact(size - known).map_err(|_| Error::HeapFull(size))?;
+        }
+        directory.resize(size, 0);
+        if let Some(rest) = directory.get_mut(known..) {
             self.continue_reading(rest)?;
         }
         self.directory = directory;
@@ -198,8 +203,7 @@ fn check(control: u32, item: u16) -> Result<(), Error> {
 }
 
 /// `size` zero bytes on the heap, or an error when it is full.
-fn zeroed(size: u32) -> Result<Vec<u8>, Error> {
-    let size = usize::try_from(size).map_err(|_| Error::HeapFull(usize::MAX))?;
+fn zeroed(size: usize) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(size).map_err(|_| Error::HeapFull(size))?;
     bytes.resize(size, 0);

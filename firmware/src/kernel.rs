@@ -32,10 +32,10 @@ pub fn load_kernel<M: Machine>(
 ) -> Result<Launch, Error> {
     let mut image = [0; HEADER_END];
     fw_cfg.read(key::SETUP_DATA, &mut image)?;
-    if image.iter().all(|byte| *byte == 0) {
-        return Err(Error::NoKernel);
-    }
-    let header = SetupHeader::parse(&image)?;
+    let header = SetupHeader::parse(&image).map_err(|error| {
+        // An absent item reads as zeroes.
+        if image.iter().all(|byte| *byte == 0) { Error::NoKernel } else { error.into() }
+    })?;
     let kernel = header.kernel(fw_cfg.read_u32(key::KERNEL_SIZE)?.into());
     let initrd_size = fw_cfg.read_u32(key::INITRD_SIZE)?.into();
     // An absent command line is an empty one: a NUL.

@@ -1,0 +1,86 @@
+//! Pid 1 of the guest under test: says what it sees, then leaves.
+//!
+//! Orders on the kernel's command line:
+//! - `guest.echo`: reads a line from the console and prints it back, before leaving;
+//! - `guest.exit=poweroff|reboot|panic`: how to leave. Without it the guest powers off, or
+//!   restarts where there is no ACPI: there it could only halt, which nobody outside can see.
+
+use std::io;
+use std::process::ExitCode;
+
+use guest::console::Console;
+use guest::mounts::mount_kernel;
+use guest::{facts, mark};
+use rustix::system::{RebootCommand, reboot};
+
+/// The line that says that input is awaited.
+const ECHO_READY: &str = "guest-echo-ready";
+
+fn main() -> ExitCode {
+    let marked = mark::mark_init();
+    let mounted = mount_kernel("devtmpfs", "/dev");
+    // Without a console there is nobody to tell; the kernel's panic about init's end must do.
+    let Ok(mut console) = Console::open() else { return ExitCode::FAILURE };
+    let outcome = mounted.and_then(|()| report(&mut console, &marked)).and_then(|exit| {
+        console.drain()?;
+        leave(exit)
+    });
+    if let Err(error) = outcome {
+        // If even this fails, there is nobody to tell.
+        let _ = console.print_fact("guest-error", &error.to_string());
+        let _ = console.drain();
+        let _ = reboot(RebootCommand::Restart);
+    }
+    // Pid 1 never ends, save by this order: `guest.exit=panic`.
+    ExitCode::FAILURE
+}
+
+#[derive(Clone, Copy)]
+enum Exit {
+    PowerOff,
+    Restart,
+    Panic,
+}
+
+fn report(console: &mut Console, marked: &io::Result<()>) -> io::Result<Exit> {
+    mount_kernel("proc", "/proc")?;
+    mount_kernel("sysfs", "/sys")?;
+    let facts = facts::gather();
+    console.print(facts::BEGIN)?;
+    for (key, value) in &facts {
+        console.print_fact(key, value)?;
+    }
+    if let Err(error) = marked {
+        console.print_fact("mark_error", &error.to_string())?;
+    }
+    console.drain()?;
+    console.print_fact("serial_irqs", &facts::serial_irqs())?;
+    console.print(facts::END)?;
+
+    let acpi = facts.contains(&("acpi", "yes".to_owned()));
+    let mut exit = if acpi { Exit::PowerOff } else { Exit::Restart };
+    for order in facts::orders(&facts::read("/proc/cmdline")) {
+        match order {
+            "guest.echo" => {
+                console.print(ECHO_READY)?;
+                let line = console.read_line()?;
+                console.print_fact("echo", &line)?;
+            }
+            "guest.exit=poweroff" => exit = Exit::PowerOff,
+            "guest.exit=reboot" => exit = Exit::Restart,
+            "guest.exit=panic" => exit = Exit::Panic,
+            unknown => console.print_fact("guest-unknown-order", unknown)?,
+        }
+    }
+    Ok(exit)
+}
+
+fn leave(exit: Exit) -> io::Result<()> {
+    rustix::fs::sync();
+    match exit {
+        Exit::PowerOff => reboot(RebootCommand::PowerOff)?,
+        Exit::Restart => reboot(RebootCommand::Restart)?,
+        Exit::Panic => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! What a Linux guest can see of its machine, as `key=value` facts.
+//!
+//! The parsers take text and are tested on the host; [`gather`] reads the files. A file that is
+//! not there gives an empty value: which facts exist must not depend on the machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use crate::tree_hash;
+
+/// The line before the first fact.
+pub const BEGIN: &str = "guest-facts-begin";
+/// The line after the last fact.
+pub const END: &str = "guest-facts-end";
+
+/// All facts in the order in which they are printed.
+pub fn gather() -> Vec<(&'static str, String)> {
+    let tables = acpi_tables(Path::new("/sys/firmware/acpi/tables"));
+    vec![
+        ("init", "1".into()),
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        ("kernel_version", read("/proc/version")),
+        ("memory_kib", memory_kib(&read("/proc/meminfo"))),
+        ("cpus", count_listed(&read("/sys/devices/system/cpu/online")).to_string()),
+        ("cmdline", read("/proc/cmdline")),
+        ("acpi", if tables.is_empty() { "no".into() } else { "yes".into() }),
+        ("acpi_tables", tables.join(",")),
+        ("e820", e820(Path::new("/sys/firmware/memmap"))),
+        ("initrd_hash", tree_hash::hash_tree(Path::new("/")).unwrap_or_else(|e| e.to_string())),
+        ("clocksource", read("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
+    ]
+}
+
+/// How often COM1 has interrupted: 0 when its driver only polls. Last of all facts, because
+/// printing the others is what makes the port interrupt.
+pub fn serial_irqs() -> String {
+    count_interrupts(&read("/proc/interrupts"), "ttyS0").to_string()
+}
+
+/// The text of a file without the white space around it; empty when it cannot be read.
+pub fn read(path: impl AsRef<Path>) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).trim().to_owned()
+}
+
+/// The words of the kernel's command line that begin with `guest.`: orders to init.
+pub fn orders(cmdline: &str) -> impl Iterator<Item = &str> {
+    cmdline.split_ascii_whitespace().filter(|word| word.starts_with("guest."))
+}
+
+fn memory_kib(meminfo: &str) -> String {
+    meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// How many numbers a kernel list like `0-3,7` holds.
+fn count_listed(list: &str) -> u64 {
+    let count_part = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    list.trim().split(',').filter_map(count_part).fold(0, u64::saturating_add)
+}
+
+/// The sum over all CPUs of the /proc/interrupts line whose last words include `device`.
+fn count_interrupts(interrupts: &str, device: &str) -> u64 {
+    let is_device = |word: &str| word.trim_end_matches(',') == device;
+    interrupts
+        .lines()
+        .filter(|line| line.split_ascii_whitespace().any(is_device))
+        .flat_map(|line| line.split_ascii_whitespace().skip(1))
+        .map_while(|count| count.parse::<u64>().ok())
+        .fold(0, u64::saturating_add)
+}
+
+fn acpi_tables(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<_> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+/// The firmware's memory map, `start-end:type` sorted by address, as the kernel was given it.
+fn e820(directory: &Path) -> String {
+    let Ok(entries) = fs::read_dir(directory) else { return String::new() };
+    let address = |path: &Path, name: &str| {
+        u64::from_str_radix(read(path.join(name)).trim_start_matches("0x"), 16).ok()
+    };
+    let areas: BTreeMap<(u64, u64), String> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let path = entry.path();
+            let area = (address(&path, "start")?, address(&path, "end")?);
+            Some((area, read(path.join("type"))))
+        })
+        .collect();
+    let lines: Vec<_> =
+        areas.iter().map(|((start, end), kind)| format!("{start:#x}-{end:#x}:{kind}")).collect();
+    lines.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_total_memory() {
+        assert_eq!(memory_kib("MemTotal:        1014528 kB\nMemFree: 5 kB\n"), "1014528");
+        assert_eq!(memory_kib("MemFree: 5 kB\n"), "");
+    }
+
+    #[test]
+    fn counts_listed_cpus() {
+        for (list, count) in [("0", 1), ("0-3", 4), ("0-3,7,9-10\n", 7), ("", 0), ("3-1,x", 0)] {
+            assert_eq!(count_listed(list), count, "{list:?}");
+        }
+        assert_eq!(count_listed("0-18446744073709551615,1"), 1);
+    }
+
+    #[test]
+    fn adds_up_one_devices_interrupts() {
+        let text = "           CPU0       CPU1\n  4:   12   30   IO-APIC   4-edge   ttyS0, ttyS2\n\
+                    \n  9:   7   0   IO-APIC   9-fasteoi   acpi\n";
+        assert_eq!(count_interrupts(text, "ttyS0"), 42);
+        assert_eq!(count_interrupts(text, "acpi"), 7);
+        assert_eq!(count_interrupts(text, "ttyS1"), 0);
+    }
+
+    #[test]
+    fn orders_are_the_words_for_the_guest() {
+        let words: Vec<_> = orders("console=ttyS0 guest.exit=reboot quiet guest.echo").collect();
+        assert_eq!(words, ["guest.exit=reboot", "guest.echo"]);
+    }
+}

@@ -1,0 +1,56 @@
+//! Command lines of the two VMMs: ours and QEMU.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::products::product;
+
+/// How the kernel is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// Through `bios-microvm.bin`, by the entry it chooses.
+    Firmware,
+    /// Through `bios-microvm.bin`, by the 32-bit entry.
+    Firmware32,
+    /// Straight from the VMM.
+    Direct,
+}
+
+impl Boot {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Firmware, Self::Firmware32, Self::Direct];
+
+    fn apply(self, command: &mut Command) {
+        if self != Self::Direct {
+            command.arg("-bios").arg(product("bios-microvm.bin"));
+        }
+        if self == Self::Firmware32 {
+            command.args(["-fw_cfg", "name=opt/org.microvm/entry,string=32"]);
+        }
+    }
+}
+
+/// Our VMM with the options that every test wants.
+pub fn microvm(boot: Boot, memory: &str, kernel: &Path, append: &str) -> Command {
+    let mut command = Command::new(product("microvm"));
+    command.args(["-M", "microvm", "-enable-kvm", "-cpu", "host", "-m", memory]);
+    command.args(["-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio"]);
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    boot.apply(&mut command);
+    with_kernel(command, kernel, append)
+}
+
+/// QEMU's microvm under emulation with a deterministic clock, with our BIOS.
+pub fn qemu(machine: &str, memory: &str, kernel: &Path, append: &str) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", machine, "-accel", "tcg", "-icount", "shift=0,sleep=off", "-m", memory]);
+    command.args(["-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio"]);
+    command.args(["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    command.arg("-bios").arg(product("bios-microvm.bin"));
+    with_kernel(command, kernel, append)
+}
+
+fn with_kernel(mut command: Command, kernel: &Path, append: &str) -> Command {
+    command.arg("-kernel").arg(kernel).args(["-append", append]);
+    command
+}

@@ -1,0 +1,95 @@
+//! Our BIOS under QEMU's microvm: a drop-in for the one it comes with.
+
+use std::process::Command;
+use std::time::Duration;
+
+use regression::facts::{self, Facts, differences};
+use regression::machine::qemu;
+use regression::products::{kernel, product};
+use regression::program::{Ended, run};
+
+const DEADLINE: Duration = Duration::from_secs(180);
+const MACHINES: [&str; 2] = ["microvm", "microvm,acpi=off"];
+
+fn payload(machine: &str, memory: &str) -> Command {
+    let mut command = qemu(machine, memory, &product("payload.bzImage"), "hello world");
+    command.arg("-initrd").arg(product("initramfs.cpio"));
+    command
+}
+
+fn passed(ended: &Ended) -> Facts {
+    assert_eq!(ended.status, Some(33), "{ended}");
+    facts::parse(&ended.stdout).unwrap_or_else(|| panic!("no facts: {ended}"))
+}
+
+#[test]
+fn the_payload_passes_with_acpi_and_without_by_both_entries() {
+    for machine in MACHINES {
+        let [by_64, by_32] = ["64", "32"].map(|entry| {
+            let choice = format!("name=opt/org.microvm/entry,string={entry}");
+            passed(&run(payload(machine, "128M").args(["-fw_cfg", &choice]), b"", DEADLINE))
+        });
+        assert_eq!((by_64["entry"].as_str(), by_32["entry"].as_str()), ("64", "32"));
+        assert_eq!(differences(&by_64, &by_32, &["entry"]), [""; 0], "{machine}");
+        let acpi = if machine == "microvm" { "yes" } else { "no" };
+        assert_eq!(by_64["acpi"], acpi, "{machine}");
+        assert_eq!(by_64["cmdline"], "hello world");
+    }
+}
+
+#[test]
+fn the_payload_passes_with_memory_of_any_size() {
+    for machine in MACHINES {
+        for (memory, kib) in
+            [("4M", 4 << 10), ("2047M", 2047 << 10), ("2048M", 2048 << 10), ("4G", 4 << 20)]
+        {
+            let facts = passed(&run(&mut payload(machine, memory), b"", DEADLINE));
+            assert_eq!(facts["memory_kib"], (kib - 385).to_string(), "{machine} {memory}");
+        }
+    }
+}
+
+fn linux(machine: &str, memory: &str) -> Ended {
+    let mut command = qemu(machine, memory, &kernel(), "console=ttyS0 quiet");
+    command.arg("-initrd").arg(product("initramfs.cpio"));
+    run(&mut command, b"", DEADLINE)
+}
+
+#[test]
+fn debian_reaches_init_with_acpi_and_without() {
+    let hash = std::fs::read_to_string(product("initramfs.hash")).unwrap();
+    for machine in MACHINES {
+        for memory in ["128M", "3G"] {
+            let ended = linux(machine, memory);
+            let facts = facts::parse(&ended.stdout).unwrap_or_else(|| panic!("no init: {ended}"));
+            assert_eq!(facts["init"], "1", "{ended}");
+            assert_eq!(facts["initrd_hash"], hash.trim(), "{ended}");
+            let acpi = if machine == "microvm" { "yes" } else { "no" };
+            assert_eq!(facts["acpi"], acpi, "{ended}");
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_fit_is_told_what_it_needs() {
+    for machine in MACHINES {
+        let ended = linux(machine, "64M");
+        let line = ended.stdout.trim();
+        assert!(line.starts_with("bios-microvm: error 44: the kernel needs "), "{ended}");
+        assert!(line.ends_with("MiB of memory; there are 64"), "{ended}");
+        assert_eq!(ended.status, Some(44 * 2 + 1), "{ended}");
+    }
+}
+
+#[test]
+fn no_kernel_is_one_line_and_not_a_hang() {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", "microvm", "-accel", "tcg", "-nodefaults", "-no-user-config"]);
+    command.args(["-nographic", "-serial", "stdio"]);
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    command.arg("-bios").arg(product("bios-microvm.bin"));
+    let ended = run(&mut command, b"", DEADLINE);
+    let line = "bios-microvm: error 40: no kernel: start the VMM with -kernel FILE";
+    assert_eq!(ended.stdout.trim(), line, "{ended}");
+    assert_eq!(ended.status, Some(40 * 2 + 1), "{ended}");
+}
