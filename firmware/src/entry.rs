@@ -21,21 +21,31 @@ core::arch::global_asm!(
 const _: () = assert!(CODE32 == 0x08 && BOOT_CS == 0x10 && BOOT_DS == 0x18);
 
 unsafe extern "C" {
-    fn enter_32(entry: u32, boot_params: u32) -> !;
-    fn enter_64(entry: u32, boot_params: u32) -> !;
+    fn enter_32(entry: u32, esi: u32, ebx: u32) -> !;
+    fn enter_64(entry: u32, esi: u32) -> !;
 }
 
 /// Enters the kernel.
 pub fn enter(launch: Launch) -> ! {
-    // The planner keeps the kernel below 1 GiB (`layout::IDENTITY_MAPPED`).
-    let address = u32::try_from(launch.address).expect("the kernel is below 4 GiB");
-    let boot_params = u32::try_from(launch.boot_params).expect("the zero page is below 4 GiB");
-    match launch.entry {
-        // SAFETY: start.S set up the state that the protocol asks for and nothing changed it;
-        // `boot` put the kernel and its zero page at these addresses. Nothing of ours is used
-        // after the jump.
-        Entry::Bits64 => unsafe { enter_64(address, boot_params) },
-        // SAFETY: as above; the routine itself makes the 32-bit state.
-        Entry::Bits32 => unsafe { enter_32(address, boot_params) },
+    match launch {
+        Launch::Linux { protocol: Entry::Bits64, entry, boot_params } => {
+            // SAFETY: start.S set up the state that the protocol asks for and nothing changed
+            // it; `boot` put the kernel and its zero page at these addresses. Nothing of ours is
+            // used after the jump.
+            unsafe { enter_64(low(entry), low(boot_params)) }
+        }
+        Launch::Linux { protocol: Entry::Bits32, entry, boot_params } => {
+            // SAFETY: as above; the routine itself makes the 32-bit state.
+            unsafe { enter_32(low(entry), low(boot_params), 0) }
+        }
+        Launch::Pvh { entry, start_info } => {
+            // SAFETY: as above, with the start info in the zero page's place.
+            unsafe { enter_32(low(entry), 0, low(start_info)) }
+        }
     }
+}
+
+/// The planner keeps what the kernel is entered with below 4 GiB.
+fn low(address: u64) -> u32 {
+    u32::try_from(address).expect("an address below 4 GiB")
 }

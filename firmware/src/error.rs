@@ -32,8 +32,12 @@ pub enum Error {
     Placement(placement::Error),
     /// `opt/org.microvm/entry` holds something unknown.
     EntryOption,
-    /// The 64-bit entry was asked for, and the kernel has none.
-    No64BitEntry,
+    /// The kernel does not have the entry that was asked for.
+    NoSuchEntry,
+    /// An ELF kernel whose PVH entry is not in it.
+    NoPvhEntry,
+    /// An ELF kernel at an address, of a size, where it cannot be.
+    ElfPlace(u32, u32),
 }
 
 /// What is wrong with a table-loader command.
@@ -71,7 +75,9 @@ impl Error {
             Self::Placement(placement::Error::Kernel { .. }) => 44,
             Self::Placement(placement::Error::Initrd { .. }) => 45,
             Self::EntryOption => 46,
-            Self::No64BitEntry => 47,
+            Self::NoSuchEntry => 47,
+            Self::NoPvhEntry => 48,
+            Self::ElfPlace(..) => 49,
         }
     }
 }
@@ -100,9 +106,13 @@ impl fmt::Display for Error {
             Self::NoKernel => write!(f, "no kernel: start the VMM with -kernel FILE"),
             Self::Kernel(error) => write!(f, "the kernel cannot be booted: {error}"),
             Self::Placement(error) => write!(f, "{error}"),
-            Self::EntryOption => write!(f, "opt/org.microvm/entry is neither 32 nor 64"),
-            Self::No64BitEntry => {
-                write!(f, "opt/org.microvm/entry is 64, but the kernel has no 64-bit entry")
+            Self::EntryOption => write!(f, "opt/org.microvm/entry is none of 32, 64 and pvh"),
+            Self::NoSuchEntry => {
+                write!(f, "the kernel does not have the entry that opt/org.microvm/entry names")
+            }
+            Self::NoPvhEntry => write!(f, "the ELF kernel has no PVH entry within its segments"),
+            Self::ElfPlace(start, size) => {
+                write!(f, "the ELF kernel at {start:#x}, {size} bytes, is not all in free RAM")
             }
         }
     }

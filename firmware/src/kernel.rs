@@ -1,10 +1,11 @@
-//! Loads a bzImage, its initrd and its command line straight to where they run.
+//! Loads the kernel, its initrd and its command line straight to where they run.
 
 use abi::e820::Map;
 use abi::fw_cfg::{file, key};
 use abi::layout;
 use abi::linux::{
-    BOOT_PARAMS_SIZE, ENTRY_64_OFFSET, Entry, HEADER_END, Handoff, SetupHeader, fill_boot_params,
+    self, BOOT_PARAMS_SIZE, ENTRY_64_OFFSET, Entry, HEADER_END, Handoff, SetupHeader,
+    fill_boot_params,
 };
 use abi::placement::plan;
 use abi::range::Range;
@@ -12,16 +13,27 @@ use abi::range::Range;
 use crate::error::Error;
 use crate::fw_cfg::FwCfg;
 use crate::machine::Machine;
+use crate::pvh::load_pvh;
 
-/// How to enter the kernel that is in place.
+/// How to enter the kernel that is in place: its first instruction and what it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Launch {
-    /// The protocol.
-    pub entry: Entry,
-    /// The kernel's first instruction.
-    pub address: u64,
-    /// The zero page.
-    pub boot_params: u64,
+pub enum Launch {
+    /// By the Linux boot protocol.
+    Linux {
+        /// 32- or 64-bit.
+        protocol: Entry,
+        /// The kernel's first instruction.
+        entry: u64,
+        /// The zero page.
+        boot_params: u64,
+    },
+    /// By the PVH protocol.
+    Pvh {
+        /// The kernel's first instruction.
+        entry: u64,
+        /// `struct hvm_start_info`.
+        start_info: u64,
+    },
 }
 
 /// Puts the kernel that the host offers in place, with all that it is told.
@@ -32,16 +44,26 @@ pub fn load_kernel<M: Machine>(
 ) -> Result<Launch, Error> {
     let mut image = [0; HEADER_END];
     fw_cfg.read(key::SETUP_DATA, &mut image)?;
-    let header = SetupHeader::parse(&image).map_err(|error| {
+    let choice = read_choice(fw_cfg)?;
+    let header = match SetupHeader::parse(&image) {
+        Ok(header) => header,
+        Err(linux::Error::Elf) => {
+            return if matches!(choice, None | Some(Choice::Pvh)) {
+                load_pvh(fw_cfg, map, rsdp)
+            } else {
+                Err(Error::NoSuchEntry)
+            };
+        }
         // An absent item reads as zeroes.
-        if image.iter().all(|byte| *byte == 0) { Error::NoKernel } else { error.into() }
-    })?;
+        Err(_) if image.iter().all(|byte| *byte == 0) => return Err(Error::NoKernel),
+        Err(error) => return Err(error.into()),
+    };
+    let protocol = choose_protocol(choice, &header)?;
     let kernel = header.kernel(fw_cfg.read_u32(key::KERNEL_SIZE)?.into());
     let initrd_size = fw_cfg.read_u32(key::INITRD_SIZE)?.into();
     // An absent command line is an empty one: a NUL.
     let cmdline_size = u64::from(fw_cfg.read_u32(key::CMDLINE_SIZE)?).max(1);
     let plan = plan(map, &kernel, cmdline_size, initrd_size)?;
-    let entry = choose_entry(fw_cfg, &header)?;
 
     fw_cfg.load(key::KERNEL_DATA, plan.kernel)?;
     fw_cfg.load(key::INITRD_DATA, plan.initrd)?;
@@ -54,33 +76,48 @@ pub fn load_kernel<M: Machine>(
         map,
     };
     write_boot_params(fw_cfg.machine(), &image, &handoff)?;
-    let offset = if entry == Entry::Bits64 { ENTRY_64_OFFSET } else { 0 };
-    Ok(Launch {
-        entry,
-        address: plan.kernel.start() + offset,
+    let offset = if protocol == Entry::Bits64 { ENTRY_64_OFFSET } else { 0 };
+    Ok(Launch::Linux {
+        protocol,
+        entry: plan.kernel.start() + offset,
         boot_params: layout::BOOT_PARAMS.start(),
     })
 }
 
-/// The 64-bit entry when the kernel has it, unless the host's user asks for another.
-fn choose_entry<M: Machine>(
-    fw_cfg: &mut FwCfg<'_, M>,
-    header: &SetupHeader,
-) -> Result<Entry, Error> {
-    let Some(option) = fw_cfg.find(file::ENTRY) else {
-        return Ok(if header.has_64_bit_entry() { Entry::Bits64 } else { Entry::Bits32 });
-    };
+/// What the user asks for by `opt/org.microvm/entry`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Bits32,
+    Bits64,
+    Pvh,
+}
+
+fn read_choice<M: Machine>(fw_cfg: &mut FwCfg<'_, M>) -> Result<Option<Choice>, Error> {
+    let Some(option) = fw_cfg.find(file::ENTRY) else { return Ok(None) };
     match fw_cfg.read_file(&option)?.trim_ascii_end() {
-        b"32" => Ok(Entry::Bits32),
-        b"64" if header.has_64_bit_entry() => Ok(Entry::Bits64),
-        b"64" => Err(Error::No64BitEntry),
+        b"32" => Ok(Some(Choice::Bits32)),
+        b"64" => Ok(Some(Choice::Bits64)),
+        b"pvh" => Ok(Some(Choice::Pvh)),
         _ => Err(Error::EntryOption),
     }
 }
 
-fn load_command_line<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, range: Range) -> Result<(), Error> {
+/// The 64-bit entry when the kernel has it, unless the user asks for another.
+fn choose_protocol(choice: Option<Choice>, header: &SetupHeader) -> Result<Entry, Error> {
+    match (choice, header.has_64_bit_entry()) {
+        (None | Some(Choice::Bits64), true) => Ok(Entry::Bits64),
+        (None | Some(Choice::Bits32), _) => Ok(Entry::Bits32),
+        (Some(Choice::Bits64), false) | (Some(Choice::Pvh), _) => Err(Error::NoSuchEntry),
+    }
+}
+
+/// Loads the command line and ends it with the NUL that kernels rely on.
+pub(crate) fn load_command_line<M: Machine>(
+    fw_cfg: &mut FwCfg<'_, M>,
+    range: Range,
+) -> Result<(), Error> {
     fw_cfg.load(key::CMDLINE_DATA, range)?;
-    // The host says that its last byte is a NUL. The kernel relies on it.
+    // The host says that its last byte is one; that is an allegation.
     if let Some(last) = fw_cfg.machine().memory(range).last_mut() {
         *last = 0;
     }

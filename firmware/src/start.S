@@ -99,8 +99,9 @@ enter_64:
     mov %edi, %eax
     jmp *%rax
 
-# enter_32(entry: edi, boot_params: esi): never returns.
-# Out of long mode by a compatibility-mode segment, then the 32-bit boot protocol's GDT.
+# enter_32(entry: edi, esi, ebx: edx): never returns.
+# Out of long mode by a compatibility-mode segment, then the GDT of the 32-bit boot protocol. Linux
+# takes its zero page in ESI, a PVH kernel its start info in EBX.
 .globl enter_32
 enter_32:
     push ${CODE32}
@@ -108,7 +109,9 @@ enter_32:
     lretq
 .code32
 compatibility:
-    mov $(CR0_NE | CR0_ET | CR0_MP | CR0_PE), %eax
+    mov %edx, %ebx
+    # PVH wants PE and nothing else that can be off.
+    mov $(CR0_ET | CR0_PE), %eax
     mov %eax, %cr0
     mov $MSR_EFER, %ecx
     xor %eax, %eax
@@ -125,7 +128,6 @@ protected:
     mov %eax, %fs
     mov %eax, %gs
     mov %edi, %eax
-    xor %ebx, %ebx
     xor %ebp, %ebp
     xor %edi, %edi
     jmp *%eax

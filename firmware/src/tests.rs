@@ -56,8 +56,15 @@ fn machine(flavour: Flavour) -> Model {
     model
 }
 
+fn protocol(launch: Launch) -> (Entry, u64) {
+    match launch {
+        Launch::Linux { protocol, entry, .. } => (protocol, entry),
+        Launch::Pvh { .. } => panic!("a bzImage is entered by the Linux protocol"),
+    }
+}
+
 fn check_loaded(model: &mut Model, launch: Launch) {
-    assert_eq!(launch.boot_params, layout::BOOT_PARAMS.start());
+    assert!(matches!(launch, Launch::Linux { boot_params: 0x7000, .. }));
     let page = model.ram(layout::BOOT_PARAMS).to_vec();
     let kernel = Range::new(16 * MIB, 70_001).unwrap();
     assert_eq!(model.ram(kernel), model.items[&key::KERNEL_DATA]);
@@ -75,7 +82,7 @@ fn boots_on_every_kind_of_host() {
     for flavour in [Flavour::Qemu, Flavour::NoSelect, Flavour::Silent, Flavour::Ports] {
         let mut model = machine(flavour);
         let launch = boot(&mut model).unwrap_or_else(|e| panic!("{flavour:?}: {e}"));
-        assert_eq!((launch.entry, launch.address), (Entry::Bits64, 16 * MIB + 0x200));
+        assert_eq!(protocol(launch), (Entry::Bits64, 16 * MIB + 0x200));
         check_loaded(&mut model, launch);
     }
 }
@@ -124,8 +131,49 @@ fn no_kernel_is_said_so() {
     let mut model = machine(Flavour::Qemu);
     model.items.remove(&key::SETUP_DATA);
     assert_eq!(stopped(&mut model), Error::NoKernel);
+}
+
+/// A machine whose host has put an ELF kernel of 1 MiB at 16 MiB.
+fn elf(entry: u32, start: u32, size: u32) -> Model {
+    let mut model = machine(Flavour::Qemu);
     model.items.insert(key::SETUP_DATA, b"\x7fELF\x02\x01\x01".to_vec());
-    assert_eq!(stopped(&mut model), Error::Kernel(linux::Error::Elf));
+    for (item, value) in
+        [(key::KERNEL_ENTRY, entry), (key::KERNEL_ADDR, start), (key::KERNEL_SIZE, size)]
+    {
+        model.items.insert(item, value.to_le_bytes().to_vec());
+    }
+    model
+}
+
+#[test]
+fn an_elf_kernel_gets_a_start_info() {
+    let mut model = elf(0x100_0850, 0x100_0000, 0x10_0000);
+    let launch = boot(&mut model).unwrap();
+    assert_eq!(launch, Launch::Pvh { entry: 0x100_0850, start_info: 0x6000 });
+    let info = model.ram(layout::PVH_INFO).to_vec();
+    assert_eq!(get_u32(&info, 0), Some(abi::pvh::MAGIC));
+    let module = usize::try_from(get_u64(&info, 16).unwrap() - 0x6000).unwrap();
+    let initrd = Range::new(get_u64(&info, module).unwrap(), 5_555).unwrap();
+    assert_eq!(model.ram(initrd), model.items[&key::INITRD_DATA]);
+    let command_line = Range::new(get_u64(&info, 24).unwrap(), 14).unwrap();
+    assert_eq!(model.ram(command_line), b"console=ttyS0\0");
+    // QEMU gives no SETUP_ADDR here: nothing may be written at 0.
+    assert!(model.ram(Range::between(0, 0x1000)).iter().all(|byte| *byte == 0xa5));
+}
+
+#[test]
+fn an_elf_kernel_that_cannot_be_is_refused() {
+    for (entry, start, size, expected) in [
+        (0, 0x100_0000, 0x1000, Error::NoPvhEntry),
+        (0x200_0000, 0x100_0000, 0x1000, Error::NoPvhEntry),
+        (0x9000, 0x8000, 0x2000, Error::ElfPlace(0x8000, 0x2000)),
+        (0x2000_0000, 0x2000_0000, 0x2000, Error::ElfPlace(0x2000_0000, 0x2000)),
+    ] {
+        assert_eq!(stopped(&mut elf(entry, start, size)), expected);
+    }
+    let mut model = elf(0x100_0000, 0x100_0000, 0x1000);
+    model.file(file::ENTRY, b"64".to_vec());
+    assert_eq!(stopped(&mut model), Error::NoSuchEntry);
 }
 
 #[test]
@@ -135,10 +183,11 @@ fn the_user_chooses_the_entry() {
         ("64\n", Ok(Entry::Bits64)),
         ("", Err(Error::EntryOption)),
         ("16", Err(Error::EntryOption)),
+        ("pvh", Err(Error::NoSuchEntry)),
     ] {
         let mut model = machine(Flavour::Qemu);
         model.file(file::ENTRY, choice.into());
-        assert_eq!(boot(&mut model).map(|launch| launch.entry), expected, "{choice:?}");
+        assert_eq!(boot(&mut model).map(|l| protocol(l).0), expected, "{choice:?}");
     }
 }
 
@@ -147,9 +196,9 @@ fn a_kernel_without_a_64_bit_entry_is_entered_in_32_bit_mode() {
     let mut model = machine(Flavour::Qemu);
     model.items.get_mut(&key::SETUP_DATA).unwrap()[0x236] = 0;
     let launch = boot(&mut model).unwrap();
-    assert_eq!((launch.entry, launch.address), (Entry::Bits32, 16 * MIB));
+    assert_eq!(protocol(launch), (Entry::Bits32, 16 * MIB));
     model.file(file::ENTRY, b"64".to_vec());
-    assert_eq!(stopped(&mut model), Error::No64BitEntry);
+    assert_eq!(stopped(&mut model), Error::NoSuchEntry);
 }
 
 #[test]
@@ -285,7 +334,9 @@ fn every_error_has_its_own_number_and_fits_a_line() {
         Error::Placement(placement::Error::Kernel { needs: 1, from: 1, ram: 1 }),
         Error::Placement(placement::Error::Initrd { size: 1, limit: 1, ram: 1 }),
         Error::EntryOption,
-        Error::No64BitEntry,
+        Error::NoSuchEntry,
+        Error::NoPvhEntry,
+        Error::ElfPlace(1, 1),
     ];
     let mut codes: Vec<_> = errors.iter().map(|e| e.code()).collect();
     assert!(errors.iter().all(|e| !e.to_string().contains('\n')));
@@ -321,7 +372,7 @@ proptest! {
         }));
         model.e820(&map);
         match boot(&mut model) {
-            Ok(launch) => prop_assert!(launch.address < layout::IDENTITY_MAPPED),
+            Ok(launch) => prop_assert!(protocol(launch).1 < layout::IDENTITY_MAPPED),
             Err(error) => prop_assert!(error.code() > 1),
         }
     }

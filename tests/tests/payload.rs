@@ -121,7 +121,7 @@ fn what_the_firmware_refuses_it_says_in_one_numbered_line() {
         command
     };
     for (mut command, line) in [
-        (entry("16"), "bios-microvm: error 46: opt/org.microvm/entry is neither 32 nor 64"),
+        (entry("16"), "bios-microvm: error 46: opt/org.microvm/entry is none of 32, 64 and pvh"),
         (
             microvm(Boot::Firmware, "128M", huge.path(), ""),
             "bios-microvm: error 44: the kernel needs 1024 MiB at 0x100000, so at least 1025 MiB \
@@ -182,7 +182,7 @@ fn console_input_reaches_the_guest_whole() {
     let line = "the quick brown fox jumps over the lazy dog, 0123456789".repeat(5);
     let ended = run_dialogue(
         &mut microvm(Boot::Firmware, "64M", &payload(), "echo"),
-        "echo?",
+        "guest-echo-ready",
         format!("{line}\n").as_bytes(),
         DEADLINE,
     );

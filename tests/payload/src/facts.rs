@@ -129,7 +129,7 @@ fn fact(key: &str, value: impl fmt::Display) {
 
 /// Reads a line from the console and prints it back.
 fn echo() {
-    let _ = writeln!(Console, "echo?");
+    let _ = writeln!(Console, "guest-echo-ready");
     let _ = write!(Console, "echo=");
     loop {
         match hardware::read_console() {
