@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::fw_cfg::FwCfg;
 use crate::kernel::{Launch, load_kernel};
 use crate::machine::Machine;
+use crate::mp_table::load_mp_table;
 use crate::tables::load_tables;
 
 /// Puts everything in place. What is left is to enter the kernel.
@@ -16,6 +17,9 @@ pub fn boot<M: Machine>(machine: &mut M) -> Result<Launch, Error> {
     let mut fw_cfg = FwCfg::probe(machine)?;
     let mut map = extract_e820(&mut fw_cfg)?;
     let rsdp = load_tables(&mut fw_cfg, &mut map)?;
+    if rsdp == 0 {
+        load_mp_table(&mut fw_cfg)?;
+    }
 
     fw_cfg.machine().out8(ports::POST, post::LOAD_KERNEL);
     let launch = load_kernel(&mut fw_cfg, &map, rsdp)?;

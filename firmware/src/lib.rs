@@ -1,9 +1,9 @@
 //! The firmware's logic: everything but the instructions that touch hardware.
 //!
-//! Reading order: `boot` is the plot; `fw_cfg` reads from the host, `tables` links ACPI,
-//! `kernel` loads and describes a bzImage, `pvh` an ELF. `machine` is the seam behind which ports and memory
-//! are; the binary's `hardware` stands there, or a test. Where things go is decided by
-//! [`abi::placement`], which the VMM's direct boot uses too.
+//! Reading order: `boot` is the plot; `fw_cfg` reads from the host, `tables` links ACPI (or
+//! `mp_table` stands in for it), `kernel` loads and describes a bzImage, `pvh` an ELF. `machine` is
+//! the seam behind which ports and memory are; the binary's `hardware` stands there, or a test.
+//! Where things go is decided by [`abi::placement`], which the VMM's direct boot uses too.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod error;
 pub mod fw_cfg;
 pub mod kernel;
 pub mod machine;
+pub mod mp_table;
 pub mod pvh;
 pub mod tables;
 

@@ -38,6 +38,16 @@ fn the_payload_passes_with_acpi_and_without_by_both_entries() {
 }
 
 #[test]
+fn every_cpu_is_listed_with_acpi_and_without() {
+    for machine in MACHINES {
+        for cpus in ["1", "2", "64", "200"] {
+            let ended = run(payload(machine, "128M").args(["-smp", cpus]), b"", DEADLINE);
+            assert_eq!(passed(&ended)["cpus"], cpus, "{machine}");
+        }
+    }
+}
+
+#[test]
 fn the_payload_passes_with_memory_of_any_size() {
     for machine in MACHINES {
         for (memory, kib) in

@@ -9,6 +9,7 @@ use fnv::FnvHasher;
 use crate::acpi;
 use crate::entry::{self, EntryState};
 use crate::hardware::{self, Console, EXIT_FAILED, EXIT_OK};
+use crate::mp_table;
 
 /// Offsets in the zero page (Linux, Documentation/arch/x86/zero-page.rst).
 mod zero_page {
@@ -113,6 +114,10 @@ impl Facts {
         fact("rsdp", format_args!("{rsdp:#x}"));
         if rsdp == 0 {
             fact("acpi", "no");
+            if let Some(table) = mp_table::find() {
+                self.check("mp_table", if table.sound { "ok" } else { "[broken]" });
+                fact("cpus", table.cpus);
+            }
             return;
         }
         fact("acpi", "yes");

@@ -13,6 +13,8 @@ mod entry;
 mod facts;
 #[cfg(firmware)]
 mod hardware;
+#[cfg(firmware)]
+mod mp_table;
 
 #[cfg(firmware)]
 #[panic_handler]

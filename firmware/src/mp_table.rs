@@ -1,0 +1,158 @@
+//! The MP table: CPUs and interrupts for a machine without ACPI.
+//!
+//! Source: Intel MultiProcessor Specification 1.4, chapter 4. The floating pointer goes to the
+//! EBDA, where kernels look first; the table itself, which grows with the CPUs, to the segment
+//! that ACPI tables would take.
+
+use alloc::vec::Vec;
+
+use abi::fw_cfg::key;
+use abi::layout;
+use abi::range::Range;
+
+use crate::error::Error;
+use crate::fw_cfg::FwCfg;
+use crate::machine::Machine;
+
+/// APIC ids are a byte here, and 255 addresses all of them.
+const CPUS_MAX: u32 = 254;
+const ISA_IRQS: u8 = 16;
+/// The version of an integrated local APIC and of its I/O APIC.
+const APIC_VERSION: u8 = 0x14;
+const IO_APIC_VERSION: u8 = 0x11;
+/// The only bus: ISA, whose interrupts are edge-triggered and active high.
+const ISA_BUS: u8 = 0;
+
+/// Entry types.
+const PROCESSOR: u8 = 0;
+const BUS: u8 = 1;
+const IO_APIC: u8 = 2;
+const IO_INTERRUPT: u8 = 3;
+const LOCAL_INTERRUPT: u8 = 4;
+/// Interrupt types.
+const INT: u8 = 0;
+const NMI: u8 = 1;
+const EXT_INT: u8 = 3;
+
+/// Describes the CPUs and the I/O APIC to a kernel without ACPI.
+pub fn load_mp_table<M: Machine>(fw_cfg: &mut FwCfg<'_, M>) -> Result<(), Error> {
+    let mut cpus = [0; 2];
+    fw_cfg.read(key::NB_CPUS, &mut cpus)?;
+    let cpus = u32::from(u16::from_le_bytes(cpus)).clamp(1, CPUS_MAX);
+    let irq0_override = fw_cfg.read_u32(key::IRQ0_OVERRIDE)? != 0;
+    let table = table(cpus, irq0_override);
+    let at = layout::ACPI_TABLES.start();
+    // The largest table is under 6 KiB, by the clamp above; the area has 64.
+    let range = Range::new(at, table.len() as u64).ok_or(Error::HeapFull(table.len()))?;
+    fw_cfg.machine().memory(range).copy_from_slice(&table);
+    let pointer = Range::between(layout::EBDA.start(), layout::EBDA.start() + 16);
+    fw_cfg.machine().memory(pointer).copy_from_slice(&floating_pointer(at));
+    Ok(())
+}
+
+/// `_MP_`: where the table is.
+fn floating_pointer(table: u64) -> [u8; 16] {
+    let [a, b, c, d, ..] = table.to_le_bytes();
+    // In paragraphs of 16 bytes, revision 1.4, checksum, no default configuration.
+    let mut bytes = [b'_', b'M', b'P', b'_', a, b, c, d, 1, 4, 0, 0, 0, 0, 0, 0];
+    bytes[10] = checksum(&bytes);
+    bytes
+}
+
+fn table(cpus: u32, irq0_override: bool) -> Vec<u8> {
+    let mut entries = Vec::new();
+    let mut count: u16 = 0;
+    let mut add = |entry: &[u8]| {
+        entries.extend_from_slice(entry);
+        count += 1;
+    };
+    for cpu in 0..cpus {
+        add(&processor(cpu.to_le_bytes()[0]));
+    }
+    add(&[BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
+    let io_apic = cpus.to_le_bytes()[0];
+    let [a, b, c, d, ..] = layout::IOAPIC.to_le_bytes();
+    add(&[IO_APIC, io_apic, IO_APIC_VERSION, 1, a, b, c, d]);
+    for irq in 0..ISA_IRQS {
+        // The override puts IRQ 0 on pin 2, whose own interrupt does not exist on ISA.
+        let pin = match irq {
+            0 if irq0_override => 2,
+            2 if irq0_override => continue,
+            irq => irq,
+        };
+        add(&[IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic, pin]);
+    }
+    add(&[LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
+    add(&[LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, 0xff, 1]);
+    with_header(&entries, count)
+}
+
+fn processor(apic_id: u8) -> [u8; 20] {
+    const ENABLED: u8 = 1;
+    const BOOT_PROCESSOR: u8 = 2;
+    let flags = ENABLED | if apic_id == 0 { BOOT_PROCESSOR } else { 0 };
+    let mut entry = [0; 20];
+    // Signature and features as a P6 has them: kernels take the real ones from CPUID.
+    let features: u32 = 1 | 1 << 9;
+    entry[..4].copy_from_slice(&[PROCESSOR, apic_id, APIC_VERSION, flags]);
+    entry[4..8].copy_from_slice(&0x600u32.to_le_bytes());
+    entry[8..12].copy_from_slice(&features.to_le_bytes());
+    entry
+}
+
+fn with_header(entries: &[u8], count: u16) -> Vec<u8> {
+    const HEADER: usize = 44;
+    // Under 64 KiB, by CPUS_MAX.
+    let length = u16::try_from(HEADER + entries.len()).unwrap_or(u16::MAX);
+    let mut table = Vec::new();
+    table.extend_from_slice(b"PCMP");
+    table.extend_from_slice(&length.to_le_bytes());
+    table.extend_from_slice(&[4, 0]);
+    table.extend_from_slice(b"MICROVM BIOS        ");
+    table.extend_from_slice(&[0; 6]);
+    table.extend_from_slice(&count.to_le_bytes());
+    let [a, b, c, d, ..] = layout::LOCAL_APIC.to_le_bytes();
+    table.extend_from_slice(&[a, b, c, d, 0, 0, 0, 0]);
+    table.extend_from_slice(entries);
+    table[7] = checksum(&table);
+    table
+}
+
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi::bytes::{get_u16, get_u32};
+
+    #[test]
+    fn the_checksums_are_right_and_the_counts_true() {
+        for (cpus, irq0) in [(1, true), (40, false), (CPUS_MAX, true)] {
+            let table = table(cpus, irq0);
+            assert_eq!(table.iter().fold(0u8, |s, b| s.wrapping_add(*b)), 0);
+            assert_eq!(get_u16(&table, 4), u16::try_from(table.len()).ok());
+            let interrupts = if irq0 { 15 } else { 16 };
+            assert_eq!(u32::from(get_u16(&table, 34).unwrap()), cpus + 2 + interrupts + 2);
+            let size = 44 + 20 * cpus + 8 * (2 + interrupts + 2);
+            assert_eq!(table.len(), size as usize);
+            assert!(u64::from(size) < layout::ACPI_TABLES.len());
+        }
+    }
+
+    #[test]
+    fn the_pointer_is_found_where_kernels_look() {
+        let pointer = floating_pointer(layout::ACPI_TABLES.start());
+        assert_eq!(pointer.iter().fold(0u8, |s, b| s.wrapping_add(*b)), 0);
+        assert_eq!(get_u32(&pointer, 4), Some(0xe_0000));
+        assert_eq!(layout::EBDA.start() % 16, 0);
+    }
+
+    #[test]
+    fn only_the_first_cpu_is_the_boot_processor() {
+        let table = table(3, true);
+        let flags: Vec<_> = table[44..104].chunks(20).map(|entry| (entry[1], entry[3])).collect();
+        assert_eq!(flags, [(0, 3), (1, 1), (2, 1)]);
+    }
+}
