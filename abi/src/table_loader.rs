@@ -56,6 +56,20 @@ pub enum Command {
         /// How many bytes are summed.
         length: u32,
     },
+    /// Write the address of `source`, plus `source_offset`, to `offset` in the host's copy of
+    /// `destination`, as a little-endian integer of `size` bytes.
+    WritePointer {
+        /// The host's file that is written.
+        destination: Name,
+        /// The file that is pointed to.
+        source: Name,
+        /// Bytes into `destination`.
+        offset: u32,
+        /// Bytes into `source`.
+        source_offset: u32,
+        /// 1, 2, 4 or 8 bytes.
+        size: u8,
+    },
     /// The end of the script, or a command that this firmware does not know: both are passed
     /// over, as SeaBIOS does.
     Unknown(u32),
@@ -77,6 +91,7 @@ pub enum Error {
 const ALLOCATE: u32 = 1;
 const ADD_POINTER: u32 = 2;
 const ADD_CHECKSUM: u32 = 3;
+const WRITE_POINTER: u32 = 4;
 const ZONE_HIGH: u8 = 1;
 const ZONE_FSEG: u8 = 2;
 
@@ -100,10 +115,7 @@ impl Command {
                 Ok(Self::Allocate { file: name(4)?, alignment, zone })
             }
             ADD_POINTER => {
-                let size = byte(120)?;
-                if !matches!(size, 1 | 2 | 4 | 8) {
-                    return Err(Error::PointerSize(size));
-                }
+                let size = pointer_size(byte(120)?)?;
                 let (destination, source) = (name(4)?, name(60)?);
                 Ok(Self::AddPointer { destination, source, offset: word(116)?, size })
             }
@@ -112,6 +124,13 @@ impl Command {
                 offset: word(60)?,
                 start: word(64)?,
                 length: word(68)?,
+            }),
+            WRITE_POINTER => Ok(Self::WritePointer {
+                destination: name(4)?,
+                source: name(60)?,
+                offset: word(116)?,
+                source_offset: word(120)?,
+                size: pointer_size(byte(124)?)?,
             }),
             other => Ok(Self::Unknown(other)),
         }
@@ -142,10 +161,22 @@ impl Command {
                 put(64, &start.to_le_bytes());
                 put(68, &length.to_le_bytes());
             }
+            Self::WritePointer { destination, source, offset, source_offset, size } => {
+                put(0, &WRITE_POINTER.to_le_bytes());
+                put(4, destination);
+                put(60, source);
+                put(116, &offset.to_le_bytes());
+                put(120, &source_offset.to_le_bytes());
+                put(124, &[*size]);
+            }
             Self::Unknown(command) => put(0, &command.to_le_bytes()),
         }
         bytes
     }
+}
+
+fn pointer_size(size: u8) -> Result<u8, Error> {
+    if matches!(size, 1 | 2 | 4 | 8) { Ok(size) } else { Err(Error::PointerSize(size)) }
 }
 
 #[cfg(test)]
@@ -167,7 +198,14 @@ mod tests {
             Command::Allocate { file: rsdp, alignment: 16, zone: Zone::FSegment },
             Command::AddPointer { destination: rsdp, source: tables, offset: 24, size: 8 },
             Command::AddChecksum { file: rsdp, offset: 8, start: 0, length: 20 },
-            Command::Unknown(4),
+            Command::WritePointer {
+                destination: tables,
+                source: rsdp,
+                offset: 8,
+                source_offset: 40,
+                size: 4,
+            },
+            Command::Unknown(0x8000_0004),
         ] {
             assert_eq!(Command::decode(&command.encode()), Ok(command));
         }

@@ -89,6 +89,26 @@ impl<'m, M: Machine> FwCfg<'m, M> {
         Ok(())
     }
 
+    /// Writes `bytes` to `offset` in the item, which the host must have made writable.
+    pub fn write(&mut self, item: u16, offset: u32, bytes: &[u8]) -> Result<(), Error> {
+        let mut buffer = [0; 8];
+        let buffer = buffer.get_mut(..bytes.len()).ok_or(Error::Dma(item))?;
+        buffer.copy_from_slice(bytes);
+        if self.access == Access::Ports {
+            // Writing needs DMA: the data register of today's hosts is read-only.
+            return Err(Error::Dma(item));
+        }
+        let select = if self.access == Access::Dma {
+            select_and(item, dma::SKIP)
+        } else {
+            self.machine.out16(ports::FW_CFG_SELECTOR, item);
+            dma::SKIP
+        };
+        let skipped = Range::new(0, offset.into()).ok_or(Error::Dma(item))?;
+        check(self.machine.dma_at(select, skipped), item)?;
+        check(self.machine.dma(dma::WRITE, buffer), item)
+    }
+
     /// An item that is a 32-bit integer; 0 when it is absent.
     pub fn read_u32(&mut self, item: u16) -> Result<u32, Error> {
         let mut bytes = [0; 4];

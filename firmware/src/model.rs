@@ -88,6 +88,12 @@ impl Model {
         self.items.insert(key::FILE_DIR, bytes);
     }
 
+    /// The host's copy of the file `name`.
+    pub fn contents(&self, name: &str) -> &[u8] {
+        let file = self.files.iter().find(|f| f.is_named(name)).unwrap();
+        &self.items[&file.selector]
+    }
+
     /// The bytes at a guest-physical range.
     pub fn ram(&self, range: Range) -> &[u8] {
         &self.ram[index(range)]
@@ -103,16 +109,27 @@ impl Model {
         (self.selected, self.offset) = (item, 0);
     }
 
-    /// Does what the control word says; the bytes read, or `None` for an error.
-    fn transfer(&mut self, control: u32, length: usize) -> Option<Vec<u8>> {
+    /// Does what the control word says with `buffer`; false for an error.
+    fn transfer(&mut self, control: u32, buffer: &mut [u8]) -> bool {
         self.exits += 1;
         if control & dma::SELECT != 0 && self.flavour != Flavour::NoSelect {
             self.select(u16::try_from(control >> 16).unwrap());
         }
-        if self.broken.contains(&self.selected) || control & dma::READ == 0 {
-            return None;
+        if self.broken.contains(&self.selected) {
+            return false;
         }
-        Some((0..length).map(|_| self.next()).collect())
+        if control & dma::READ != 0 {
+            buffer.fill_with(|| self.next());
+        } else if control & dma::WRITE != 0 {
+            let item = self.items.get_mut(&self.selected).and_then(|i| i.get_mut(self.offset..));
+            let Some(target) = item.and_then(|item| item.get_mut(..buffer.len())) else {
+                return false;
+            };
+            target.copy_from_slice(buffer);
+        } else if control & dma::SKIP != 0 {
+            self.offset += buffer.len();
+        }
+        true
     }
 }
 
@@ -150,19 +167,14 @@ impl Machine for Model {
     }
 
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {
-        match self.transfer(control, buffer.len()) {
-            Some(bytes) => buffer.copy_from_slice(&bytes),
-            None => return dma::ERROR,
-        }
-        0
+        if self.transfer(control, buffer) { 0 } else { dma::ERROR }
     }
 
     fn dma_at(&mut self, control: u32, range: Range) -> u32 {
-        match self.transfer(control, index(range).len()) {
-            Some(bytes) => self.ram[index(range)].copy_from_slice(&bytes),
-            None => return dma::ERROR,
-        }
-        0
+        let mut bytes = self.ram[index(range)].to_vec();
+        let done = self.transfer(control, &mut bytes);
+        self.ram[index(range)].copy_from_slice(&bytes);
+        if done { 0 } else { dma::ERROR }
     }
 
     fn memory(&mut self, range: Range) -> &mut [u8] {

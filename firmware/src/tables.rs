@@ -84,6 +84,14 @@ impl<M: Machine> Linker<'_, '_, M> {
                 checksum[0] = checksum[0].wrapping_sub(sum);
                 Ok(())
             }
+            Command::WritePointer { destination, source, offset, source_offset, size } => {
+                let source = self.find(&source)?;
+                if u64::from(source_offset) >= source.len() {
+                    return Err(TableError::OutOfBounds.into());
+                }
+                let address = (source.start() + u64::from(source_offset)).to_le_bytes();
+                self.write_back(&destination, offset, &address[..size.into()])
+            }
             Command::Unknown(_) => Ok(()),
         }
     }
@@ -120,6 +128,16 @@ impl<M: Machine> Linker<'_, '_, M> {
         let pages = plan_tables(self.map, size, alignment).ok_or(no_room)?;
         self.map.set(pages, kind::ACPI).map_err(|e| Failure::Other(e.into()))?;
         Ok(Range::new(pages.start(), size).ok_or(no_room)?)
+    }
+
+    /// Writes `bytes` to `offset` in the host's file `name`, which need not be loaded.
+    fn write_back(&mut self, name: &Name, offset: u32, bytes: &[u8]) -> Result<(), Failure> {
+        let file = self.fw_cfg.files().find(|f| f.name == *name).ok_or(TableError::NoFile)?;
+        let end = u64::from(offset) + bytes.len() as u64;
+        if end > u64::from(file.size) {
+            return Err(TableError::OutOfBounds.into());
+        }
+        self.fw_cfg.write(file.selector, offset, bytes).map_err(Failure::Other)
     }
 
     fn find(&self, name: &Name) -> Result<Range, TableError> {

@@ -237,6 +237,7 @@ fn with_script(commands: &[Command]) -> Model {
     model.file("tables", vec![0x11; 256]);
     model.file("rsdp", vec![0; 36]);
     model.file("big", vec![0x22; 0x2_0000]);
+    model.file("host", vec![0x33; 16]);
     model.file(file::ACPI_RSDP, vec![0; 36]);
     let script: Vec<u8> = commands.iter().flat_map(Command::encode).collect();
     model.file(file::TABLE_LOADER, script);
@@ -253,7 +254,14 @@ fn the_script_links_the_tables() {
         Command::AddPointer { destination: rsdp, source: tables, offset: 24, size: 8 },
         Command::AddPointer { destination: tables, source: tables, offset: 252, size: 4 },
         Command::AddChecksum { file: tables, offset: 9, start: 0, length: 256 },
-        Command::Unknown(4),
+        Command::WritePointer {
+            destination: name("host"),
+            source: tables,
+            offset: 4,
+            source_offset: 40,
+            size: 8,
+        },
+        Command::Unknown(0x8000_0004),
         Command::Unknown(0),
     ]);
     boot(&mut model).unwrap();
@@ -266,6 +274,8 @@ fn the_script_links_the_tables() {
     let bytes = model.ram(Range::new(tables, 256).unwrap());
     assert_eq!(u64::from(get_u32(bytes, 252).unwrap()), tables + 0x1111_1111);
     assert_eq!(bytes.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)), 0);
+    let host = model.contents("host");
+    assert_eq!((get_u32(host, 0), get_u64(host, 4)), (Some(0x3333_3333), Some(tables + 40)));
 }
 
 #[test]
@@ -288,6 +298,13 @@ fn a_script_that_cannot_be_is_refused_by_its_command() {
     let here = Command::Allocate { file: tables, alignment: 64, zone: Zone::High };
     let pointer =
         |offset, size| Command::AddPointer { destination: tables, source: tables, offset, size };
+    let write = |destination, offset, source_offset| Command::WritePointer {
+        destination: name(destination),
+        source: tables,
+        offset,
+        source_offset,
+        size: 8,
+    };
     let sum = |offset, start, length| Command::AddChecksum { file: tables, offset, start, length };
     for (commands, expected) in [
         (&[here, here][..], TableError::AllocatedTwice),
@@ -296,6 +313,9 @@ fn a_script_that_cannot_be_is_refused_by_its_command() {
         (&[here, sum(256, 0, 256)], TableError::OutOfBounds),
         (&[here, sum(0, 1, 256)], TableError::OutOfBounds),
         (&[here, sum(0, u32::MAX, u32::MAX)], TableError::OutOfBounds),
+        (&[here, write("host", 9, 0)], TableError::OutOfBounds),
+        (&[here, write("host", 0, 256)], TableError::OutOfBounds),
+        (&[here, write("nothing", 0, 0)], TableError::NoFile),
     ] {
         assert_eq!(stopped(&mut with_script(commands)), Error::TableLoader(1, expected));
     }
