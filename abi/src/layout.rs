@@ -31,7 +31,9 @@ pub const EBDA: Range = Range::between(0x9_fc00, 0xa_0000);
 pub const VIDEO_HOLE: Range = Range::between(0xa_0000, 0xc_0000);
 /// Where ACPI tables go when they fit: the E-segment, RAM behind a 64 KiB BIOS. A 32-bit kernel
 /// scans for the RSDP from 0xe0000 (ACPI 6.5, 5.2.5.1).
-pub const ACPI_TABLES: Range = Range::between(0xe_0000, 0xf_0000);
+pub const ACPI_TABLES: Range = Range::between(0xe_0000, 0xe_f800);
+/// What the firmware's real-mode services answer from.
+pub const REAL_MODE_DATA: Range = Range::between(0xe_f800, 0xf_0000);
 /// The alias of the BIOS image below 1 MiB.
 pub const BIOS_LOW: Range = Range::between(0xf_0000, 0x10_0000);
 /// What the firmware and a direct boot take out of RAM below 1 MiB.
@@ -94,7 +96,7 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// The areas below 1 MiB in ascending order; none may reach into the next.
-const LOW_AREAS: [Range; 11] = [
+const LOW_AREAS: [Range; 12] = [
     PVH_INFO,
     BOOT_PARAMS,
     PAGE_TABLES,
@@ -105,6 +107,7 @@ const LOW_AREAS: [Range; 11] = [
     FIRMWARE_HEAP,
     EBDA,
     ACPI_TABLES,
+    REAL_MODE_DATA,
     BIOS_LOW,
 ];
 

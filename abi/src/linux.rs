@@ -27,6 +27,8 @@ pub const BOOT_DS: u16 = 0x18;
 /// `type_of_loader` of QEMU, whose protocol both of our paths speak.
 pub const LOADER_QEMU: u8 = 0xb0;
 
+/// `loadflags`: `heap_end_ptr` is valid.
+const CAN_USE_HEAP: u8 = 1 << 7;
 /// `loadflags`: the protected-mode part goes to 1 MiB or above.
 const LOADED_HIGH: u8 = 1;
 /// `xloadflags`: there is a 64-bit entry.
@@ -54,6 +56,7 @@ mod offset {
     pub const CODE32_START: usize = 0x214;
     pub const RAMDISK_IMAGE: usize = 0x218;
     pub const RAMDISK_SIZE: usize = 0x21c;
+    pub const HEAP_END_PTR: usize = 0x224;
     pub const CMD_LINE_PTR: usize = 0x228;
     pub const INITRD_ADDR_MAX: usize = 0x22c;
     pub const KERNEL_ALIGNMENT: usize = 0x230;
@@ -69,6 +72,8 @@ mod offset {
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
+    /// Real mode, at the start of the setup code's second sector.
+    Bits16,
     /// Protected mode without paging, at the start of the protected-mode part.
     Bits32,
     /// Long mode, 0x200 into the protected-mode part.
@@ -268,6 +273,33 @@ pub fn fill_boot_params(
     page[offset::ACPI_RSDP_ADDR..offset::ACPI_RSDP_ADDR + 8]
         .copy_from_slice(&handoff.rsdp.to_le_bytes());
     fill_e820(page, handoff.map);
+    Ok(())
+}
+
+/// The stack pointer of the 16-bit entry, in the setup code's segment.
+pub const SETUP_STACK: u16 = 0xfff0;
+/// What the setup code keeps between its heap and its stack.
+const SETUP_STACK_SIZE: u16 = 0x200;
+
+/// Tells setup code, as loaded, where everything is: the 16-bit protocol's part of the bargain.
+/// `handoff.initrd` lies below 4 GiB.
+pub fn patch_setup(setup: &mut [u8], handoff: &Handoff<'_>) -> Result<(), Error> {
+    let loadflags = get_u8(setup, offset::LOADFLAGS).ok_or(Error::Truncated)? | CAN_USE_HEAP;
+    let heap_end = SETUP_STACK - SETUP_STACK_SIZE;
+    let [kernel, _] = halves(handoff.kernel);
+    let [command_line, _] = halves(handoff.command_line);
+    let [initrd, _] = halves(handoff.initrd.start());
+    let [initrd_size, _] = halves(handoff.initrd.len());
+    for (at, value) in [
+        (offset::TYPE_OF_LOADER, &[LOADER_QEMU, loadflags][..]),
+        (offset::CODE32_START, &kernel),
+        (offset::RAMDISK_IMAGE, &initrd),
+        (offset::RAMDISK_SIZE, &initrd_size),
+        (offset::HEAP_END_PTR, &heap_end.to_le_bytes()),
+        (offset::CMD_LINE_PTR, &command_line),
+    ] {
+        put(setup, at, value).ok_or(Error::Truncated)?;
+    }
     Ok(())
 }
 

@@ -1,12 +1,17 @@
 //! The first instructions and the last: assembly entry and the jump into the kernel.
 #![expect(unsafe_code, reason = "assembly that Rust cannot check")]
 
-use abi::layout;
-use abi::linux::{BOOT_CS, BOOT_DS, Entry};
+use abi::linux::{BOOT_CS, BOOT_DS, Entry, SETUP_STACK};
+use abi::{layout, ports};
 use firmware::kernel::Launch;
 
 /// The GDT's selector of 32-bit code, on the way up and down.
 const CODE32: u16 = 0x08;
+/// The second GDT's selectors of 16-bit code and data, on the way to real mode.
+const CODE16: u16 = 0x08;
+const DATA16: u16 = 0x20;
+/// The image as a real-mode segment.
+const BIOS_SEGMENT: u64 = layout::BIOS_LOW.start() >> 4;
 
 core::arch::global_asm!(
     include_str!("start.S"),
@@ -14,6 +19,19 @@ core::arch::global_asm!(
     CODE32 = const CODE32,
     BOOT_CS = const BOOT_CS,
     BOOT_DS = const BOOT_DS,
+    CODE16 = const CODE16,
+    DATA16 = const DATA16,
+    BIOS_SEGMENT = const BIOS_SEGMENT,
+    options(att_syntax)
+);
+
+core::arch::global_asm!(
+    include_str!("bios16.S"),
+    BIOS_START = const layout::BIOS_LOW.start(),
+    BIOS_SEGMENT = const BIOS_SEGMENT,
+    REAL_MODE_DATA = const layout::REAL_MODE_DATA.start(),
+    EBDA = const layout::EBDA.start(),
+    COM1 = const ports::COM1,
     options(att_syntax)
 );
 
@@ -21,6 +39,7 @@ core::arch::global_asm!(
 const _: () = assert!(CODE32 == 0x08 && BOOT_CS == 0x10 && BOOT_DS == 0x18);
 
 unsafe extern "C" {
+    fn enter_16(segment: u32, stack: u32) -> !;
     fn enter_32(entry: u32, esi: u32, ebx: u32) -> !;
     fn enter_64(entry: u32, esi: u32) -> !;
 }
@@ -37,6 +56,10 @@ pub fn enter(launch: Launch) -> ! {
         Launch::Linux { protocol: Entry::Bits32, entry, boot_params } => {
             // SAFETY: as above; the routine itself makes the 32-bit state.
             unsafe { enter_32(low(entry), low(boot_params), 0) }
+        }
+        Launch::Linux { protocol: Entry::Bits16, entry, .. } => {
+            // SAFETY: as above; `entry` is the setup code, loaded below 1 MiB.
+            unsafe { enter_16(low(entry) >> 4, SETUP_STACK.into()) }
         }
         Launch::Pvh { entry, start_info } => {
             // SAFETY: as above, with the start info in the zero page's place.

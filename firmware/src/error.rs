@@ -106,7 +106,7 @@ impl fmt::Display for Error {
             Self::NoKernel => write!(f, "no kernel: start the VMM with -kernel FILE"),
             Self::Kernel(error) => write!(f, "the kernel cannot be booted: {error}"),
             Self::Placement(error) => write!(f, "{error}"),
-            Self::EntryOption => write!(f, "opt/org.microvm/entry is none of 32, 64 and pvh"),
+            Self::EntryOption => write!(f, "opt/org.microvm/entry is none of 16, 32, 64 and pvh"),
             Self::NoSuchEntry => {
                 write!(f, "the kernel does not have the entry that opt/org.microvm/entry names")
             }

@@ -4,8 +4,8 @@ use abi::e820::Map;
 use abi::fw_cfg::{file, key};
 use abi::layout;
 use abi::linux::{
-    self, BOOT_PARAMS_SIZE, ENTRY_64_OFFSET, Entry, HEADER_END, Handoff, SetupHeader,
-    fill_boot_params,
+    self, BOOT_PARAMS_SIZE, ENTRY_64_OFFSET, Entry, HEADER_END, Handoff, SETUP_STACK, SetupHeader,
+    fill_boot_params, patch_setup,
 };
 use abi::placement::plan;
 use abi::range::Range;
@@ -14,17 +14,18 @@ use crate::error::Error;
 use crate::fw_cfg::FwCfg;
 use crate::machine::Machine;
 use crate::pvh::load_pvh;
+use crate::real_mode::write_real_mode_data;
 
 /// How to enter the kernel that is in place: its first instruction and what it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Launch {
     /// By the Linux boot protocol.
     Linux {
-        /// 32- or 64-bit.
+        /// 16-, 32- or 64-bit.
         protocol: Entry,
-        /// The kernel's first instruction.
+        /// The kernel's first instruction; the start of the setup code for 16-bit.
         entry: u64,
-        /// The zero page.
+        /// The zero page; 16-bit setup code makes its own.
         boot_params: u64,
     },
     /// By the PVH protocol.
@@ -59,7 +60,9 @@ pub fn load_kernel<M: Machine>(
         Err(error) => return Err(error.into()),
     };
     let protocol = choose_protocol(choice, &header)?;
-    let kernel = header.kernel(fw_cfg.read_u32(key::KERNEL_SIZE)?.into());
+    let mut kernel = header.kernel(fw_cfg.read_u32(key::KERNEL_SIZE)?.into());
+    // The 16-bit protocol has 32 bits for the initrd's address.
+    kernel.initrd_above_4g &= protocol != Entry::Bits16;
     let initrd_size = fw_cfg.read_u32(key::INITRD_SIZE)?.into();
     // An absent command line is an empty one: a NUL.
     let cmdline_size = u64::from(fw_cfg.read_u32(key::CMDLINE_SIZE)?).max(1);
@@ -75,6 +78,9 @@ pub fn load_kernel<M: Machine>(
         rsdp,
         map,
     };
+    if protocol == Entry::Bits16 {
+        return load_setup(fw_cfg, header.setup_size.into(), &handoff);
+    }
     write_boot_params(fw_cfg.machine(), &image, &handoff)?;
     let offset = if protocol == Entry::Bits64 { ENTRY_64_OFFSET } else { 0 };
     Ok(Launch::Linux {
@@ -87,6 +93,7 @@ pub fn load_kernel<M: Machine>(
 /// What the user asks for by `opt/org.microvm/entry`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
+    Bits16,
     Bits32,
     Bits64,
     Pvh,
@@ -95,6 +102,7 @@ enum Choice {
 fn read_choice<M: Machine>(fw_cfg: &mut FwCfg<'_, M>) -> Result<Option<Choice>, Error> {
     let Some(option) = fw_cfg.find(file::ENTRY) else { return Ok(None) };
     match fw_cfg.read_file(&option)?.trim_ascii_end() {
+        b"16" => Ok(Some(Choice::Bits16)),
         b"32" => Ok(Some(Choice::Bits32)),
         b"64" => Ok(Some(Choice::Bits64)),
         b"pvh" => Ok(Some(Choice::Pvh)),
@@ -102,13 +110,35 @@ fn read_choice<M: Machine>(fw_cfg: &mut FwCfg<'_, M>) -> Result<Option<Choice>, 
     }
 }
 
-/// The 64-bit entry when the kernel has it, unless the user asks for another.
+/// The entry that the user asks for, or the cheapest one.
 fn choose_protocol(choice: Option<Choice>, header: &SetupHeader) -> Result<Entry, Error> {
-    match (choice, header.has_64_bit_entry()) {
-        (None | Some(Choice::Bits64), true) => Ok(Entry::Bits64),
-        (None | Some(Choice::Bits32), _) => Ok(Entry::Bits32),
-        (Some(Choice::Bits64), false) | (Some(Choice::Pvh), _) => Err(Error::NoSuchEntry),
+    match choice {
+        Some(Choice::Bits16) => Ok(Entry::Bits16),
+        Some(Choice::Bits32) => Ok(Entry::Bits32),
+        Some(Choice::Bits64) if header.has_64_bit_entry() => Ok(Entry::Bits64),
+        Some(Choice::Bits64 | Choice::Pvh) => Err(Error::NoSuchEntry),
+        None if header.has_64_bit_entry() => Ok(Entry::Bits64),
+        // Before kernels could be relocated, the protected-mode part was the setup code's own
+        // affair; loaders that look like kernels (iPXE) still have nothing to enter there.
+        None if header.relocatable => Ok(Entry::Bits32),
+        None => Ok(Entry::Bits16),
     }
+}
+
+/// Loads the setup code, for the 16-bit entry, and what the interrupt services need.
+fn load_setup<M: Machine>(
+    fw_cfg: &mut FwCfg<'_, M>,
+    size: u64,
+    handoff: &Handoff<'_>,
+) -> Result<Launch, Error> {
+    // At most 256 sectors, by the width of the header's field.
+    let range = Range::new(layout::SETUP.start(), size)
+        .filter(|range| range.len() < SETUP_STACK.into())
+        .ok_or(Error::Kernel(linux::Error::Truncated))?;
+    fw_cfg.load(key::SETUP_DATA, range)?;
+    patch_setup(fw_cfg.machine().memory(range), handoff)?;
+    write_real_mode_data(fw_cfg.machine(), handoff.map);
+    Ok(Launch::Linux { protocol: Entry::Bits16, entry: range.start(), boot_params: 0 })
 }
 
 /// Loads the command line and ends it with the NUL that kernels rely on.

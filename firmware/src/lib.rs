@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod machine;
 pub mod mp_table;
 pub mod pvh;
+pub mod real_mode;
 pub mod tables;
 
 #[cfg(test)]

@@ -104,12 +104,16 @@ enter_64:
 # takes its zero page in ESI, a PVH kernel its start info in EBX.
 .globl enter_32
 enter_32:
+    mov %edx, %ebx
+    xor %edx, %edx
+    # EDX: whether to go on to real mode.
+leave_long_mode:
     push ${CODE32}
     push $compatibility
     lretq
 .code32
 compatibility:
-    mov %edx, %ebx
+    mov %edx, %ebp
     # PVH wants PE and nothing else that can be off.
     mov $(CR0_ET | CR0_PE), %eax
     mov %eax, %cr0
@@ -119,7 +123,10 @@ compatibility:
     wrmsr
     mov %eax, %cr4
     lgdt gdt32_pointer
-    ljmp ${BOOT_CS}, $protected
+    test %ebp, %ebp
+    jz 1f
+    ljmp ${CODE16}, $(protected_16 - {BIOS_START})
+1:  ljmp ${BOOT_CS}, $protected
 protected:
     mov ${BOOT_DS}, %eax
     mov %eax, %ds
@@ -131,6 +138,26 @@ protected:
     xor %ebp, %ebp
     xor %edi, %edi
     jmp *%eax
+
+.code16
+protected_16:
+    mov ${DATA16}, %ax
+    mov %ax, %ds
+    mov %ax, %es
+    mov %ax, %fs
+    mov %ax, %gs
+    mov %ax, %ss
+    mov $CR0_ET, %eax
+    mov %eax, %cr0
+    ljmpw ${BIOS_SEGMENT}, $(real_mode - {BIOS_START})
+
+# enter_16(segment of the setup code: edi, its stack pointer: esi): never returns.
+# The same way down, then through 16-bit protected mode, so that segment limits are real mode's.
+.code64
+.globl enter_16
+enter_16:
+    mov $1, %edx
+    jmp leave_long_mode
 
 # ---- tables ----
 
@@ -144,9 +171,10 @@ gdt:
     .quad 0x00cf93000000ffff    # BOOT_DS
 gdt32:
     .quad 0
-    .quad 0
+    .quad 0x00009b0f0000ffff    # CODE16: base 0xf0000, limit 64 KiB
     .quad 0x00cf9b000000ffff    # BOOT_CS, 32-bit
     .quad 0x00cf93000000ffff    # BOOT_DS
+    .quad 0x000093000000ffff    # DATA16: base 0, limit 64 KiB
 gdt_pointer:
     .short gdt32 - gdt - 1
     .long gdt

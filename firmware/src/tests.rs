@@ -183,7 +183,8 @@ fn the_user_chooses_the_entry() {
         ("32", Ok(Entry::Bits32)),
         ("64\n", Ok(Entry::Bits64)),
         ("", Err(Error::EntryOption)),
-        ("16", Err(Error::EntryOption)),
+        ("16", Ok(Entry::Bits16)),
+        ("8", Err(Error::EntryOption)),
         ("pvh", Err(Error::NoSuchEntry)),
     ] {
         let mut model = machine(Flavour::Qemu);

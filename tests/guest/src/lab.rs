@@ -28,6 +28,8 @@ pub const STDERR_PORT: &str = "/dev/ttyS1";
 /// The kernel's console; the status line comes last on it.
 pub const STATUS_PORT: &str = "/dev/ttyS2";
 
+/// The line that says that the command is about to start: input sent earlier is lost.
+pub const READY: &str = "lab-ready";
 /// Begins the line that carries the command's exit status, 128 + the signal for a killed one.
 pub const STATUS: &str = "lab-exit-status=";
 /// Begins the line that says why the command could not be run at all.

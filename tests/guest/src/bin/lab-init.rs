@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let Ok(mut status_port) = open_port(lab::STATUS_PORT, Mode::Raw) else {
         return ExitCode::FAILURE;
     };
-    let line = match mounted.and_then(|()| run()) {
+    let line = match mounted.and_then(|()| run(&mut status_port)) {
         Ok(status) => format!("\n{}{status}\n", lab::STATUS),
         Err(error) => format!("\n{}{error}\n", lab::ERROR),
     };
@@ -38,32 +38,28 @@ fn main() -> ExitCode {
 }
 
 fn mount_all() -> io::Result<()> {
-    for (fs_type, target) in [
-        ("devtmpfs", "/dev"),
-        ("proc", "/proc"),
-        ("sysfs", "/sys"),
-        ("debugfs", "/sys/kernel/debug"),
-        ("tracefs", "/sys/kernel/tracing"),
-        ("tmpfs", "/tmp"),
-        ("tmpfs", "/run"),
-        ("devpts", "/dev/pts"),
-    ] {
+    for (fs_type, target) in
+        [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("devpts", "/dev/pts")]
+    {
         mount_kernel(fs_type, target).map_err(|error| context(error, &["mounting ", target]))?;
     }
+    // For those who count exits or trace; a kernel may be built without them.
+    let _ = mount_kernel("debugfs", "/sys/kernel/debug");
+    let _ = mount_kernel("tracefs", "/sys/kernel/tracing");
+    // No tmpfs anywhere: the root is one, and a mount would hide what was carried.
     Ok(())
 }
 
-fn run() -> io::Result<i32> {
+fn run(status_port: &mut impl Write) -> io::Result<i32> {
     for module in read(lab::MODULES)?.split(|&byte| byte == b'\n').filter(|m| !m.is_empty()) {
         load_module(OsStr::from_bytes(module))?;
     }
     let mut command = prepare()?;
     let program = command.get_program().to_os_string();
+    status_port.write_all(format!("\n{}\n", lab::READY).as_bytes())?;
     let child = command
         .spawn()
         .map_err(|error| context(error, &["running ", &program.to_string_lossy()]))?;
-    // `Command` holds the parent's ends of the ports, the status of which is not wanted here.
-    drop(command);
     let status = wait_for(i32::try_from(child.id()).ok().and_then(Pid::from_raw))?;
     // The command's last bytes may still be in the drivers' buffers.
     for port in [lab::STDOUT_PORT, lab::STDERR_PORT] {
