@@ -93,7 +93,7 @@ pub enum Error {
     TooOld(u16),
     /// A zImage: its protected-mode part does not go to 1 MiB.
     NotLoadedHigh,
-    /// `kernel_alignment` is no power of two (value: the field).
+    /// A relocatable kernel's `kernel_alignment` is no power of two (value: the field).
     Alignment(u32),
 }
 
@@ -128,7 +128,7 @@ pub struct SetupHeader {
     pub initrd_addr_max: u32,
     /// Longest command line in bytes, without its NUL.
     pub cmdline_size: u32,
-    /// `kernel_alignment` in bytes; 1 before 2.05.
+    /// `kernel_alignment` in bytes; 1 when it is not relocatable.
     pub kernel_alignment: u32,
     /// Whether it runs where it is loaded.
     pub relocatable: bool,
@@ -167,10 +167,6 @@ impl SetupHeader {
         if loadflags & LOADED_HIGH == 0 {
             return Err(Error::NotLoadedHigh);
         }
-        let kernel_alignment = since(0x0205, 1, offset::KERNEL_ALIGNMENT)?;
-        if !kernel_alignment.is_power_of_two() {
-            return Err(Error::Alignment(kernel_alignment));
-        }
         let newer = |first: u16, at: usize| {
             if version < first { Some(0) } else { get_u64(image, at) }.ok_or(Error::Truncated)
         };
@@ -179,7 +175,14 @@ impl SetupHeader {
             0 => 4,
             sectors => u32::from(sectors),
         };
+        // Who is not relocatable may leave the alignment 0, as iPXE does.
         let relocatable = version >= 0x0205 && get_u8(image, offset::RELOCATABLE_KERNEL) != Some(0);
+        let kernel_alignment =
+            if relocatable { get_u32(image, offset::KERNEL_ALIGNMENT) } else { Some(1) }
+                .ok_or(Error::Truncated)?;
+        if !kernel_alignment.is_power_of_two() {
+            return Err(Error::Alignment(kernel_alignment));
+        }
         let xloadflags = match version {
             ..0x020c => 0,
             _ => get_u16(image, offset::XLOADFLAGS).ok_or(Error::Truncated)?,
@@ -369,6 +372,9 @@ mod tests {
         assert_eq!(header.cmdline_size, CMDLINE_SIZE_OLD);
         assert!(!header.relocatable && !header.has_64_bit_entry());
         assert_eq!((header.kernel_alignment, header.init_size), (1, 0));
+        let fixed = [&[0; 4][..], &[0]].concat();
+        let ipxe = SetupHeader::parse(&with(offset::KERNEL_ALIGNMENT, &fixed)).unwrap();
+        assert_eq!((ipxe.kernel_alignment, ipxe.relocatable), (1, false));
         let four = SetupHeader::parse(&with(offset::SETUP_SECTS, &[0])).unwrap();
         assert_eq!(four.setup_size, 5 * 512);
     }

@@ -105,7 +105,8 @@ fn patched(at: usize, bytes: &[u8]) -> tempfile::NamedTempFile {
 
 #[test]
 fn a_kernel_without_a_64_bit_entry_is_entered_in_32_bit_mode() {
-    let kernel = patched(0x236, &[0, 0]);
+    // Relocatable, and no flag of a 64-bit entry.
+    let kernel = patched(0x234, &[1, 12, 0, 0]);
     let command = &mut microvm(Boot::Firmware, "128M", kernel.path(), "");
     assert_eq!(passed(&run(command, b"", DEADLINE))["entry"], "32");
 }
@@ -113,7 +114,7 @@ fn a_kernel_without_a_64_bit_entry_is_entered_in_32_bit_mode() {
 #[test]
 fn what_the_firmware_refuses_it_says_in_one_numbered_line() {
     let huge = patched(0x260, &0x4000_0000u32.to_le_bytes());
-    let unaligned = patched(0x230, &3u32.to_le_bytes());
+    let unaligned = patched(0x230, &[3, 0, 0, 0, 1]);
     let old = patched(0x206, &[1, 2]);
     let entry = |value: &str| {
         let mut command = microvm(Boot::Firmware, "128M", &payload(), "");

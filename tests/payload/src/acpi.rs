@@ -9,6 +9,13 @@ use crate::hardware::physical;
 /// Bytes of a table's header (ACPI 6.5, 5.2.6).
 const HEADER: u64 = 36;
 
+/// The RSDP where a kernel looks that was not told (ACPI 6.5, 5.2.5.1).
+pub fn find_rsdp() -> Option<u64> {
+    (0xe_0000..0x10_0000)
+        .step_by(16)
+        .find(|at| physical(*at, 20).is_some_and(|r| r.starts_with(b"RSD PTR ") && sum(r) == 0))
+}
+
 /// The tables that an RSDP leads to.
 pub struct Tables {
     rsdp: u64,

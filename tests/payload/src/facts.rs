@@ -3,7 +3,7 @@
 use core::fmt::{self, Write as _};
 use core::hash::Hasher as _;
 
-use abi::bytes::{get_u32, get_u64};
+use abi::bytes::{get_u16, get_u32, get_u64};
 use fnv::FnvHasher;
 
 use crate::acpi;
@@ -54,15 +54,26 @@ impl Facts {
     ) {
         let _ = writeln!(Console, "guest-facts-begin");
         fact("kernel", "payload");
-        fact("entry", state.entry);
-        self.check("entry_state", state.verdict(descriptors));
+        match RealState::read(page) {
+            Some(real) => {
+                fact("entry", 16);
+                self.check("entry_state", state.verdict(descriptors));
+                self.check("real_mode", &real);
+                fact("bios_memory", format_args!("{:?}", real.memory));
+            }
+            None => {
+                fact("entry", state.entry);
+                self.check("entry_state", state.verdict(descriptors));
+            }
+        }
         fact("zero_page", format_args!("{:#x}", state.rsi));
         fact("sentinel", page[zero_page::SENTINEL]);
         fact("loader", format_args!("{:#x}", page[zero_page::LOADER]));
         fact("cmdline", command_line);
         self.memory(page);
         self.initrd(page);
-        self.acpi(get_u64(page, zero_page::RSDP).unwrap_or(0));
+        let rsdp = get_u64(page, zero_page::RSDP).filter(|address| *address != 0);
+        self.acpi(rsdp.or_else(acpi::find_rsdp).unwrap_or(0));
         if command_line.split_whitespace().any(|word| word == "echo") {
             echo();
         }
@@ -125,6 +136,42 @@ impl Facts {
         self.check("acpi_checksums", tables.verdict());
         fact("acpi_tables", tables.list());
         fact("cpus", tables.cpus());
+    }
+}
+
+/// What start.S found in real mode and left at the start of its zero page.
+struct RealState {
+    /// CS, DS, ES, SS, FS, GS, SP, FLAGS.
+    registers: [u16; 8],
+    /// int 12h; int 15h E801, AX and BX; int 15h 88h.
+    memory: [u16; 4],
+    /// An unknown service failed; the keyboard is empty.
+    benign: [u8; 2],
+}
+
+impl RealState {
+    /// The state; `None` after another entry than the 16-bit one.
+    fn read(page: &[u8]) -> Option<Self> {
+        let words = |at: usize| get_u16(page, at).unwrap_or(0);
+        (page[0] == 16).then(|| Self {
+            registers: core::array::from_fn(|i| words(2 + 2 * i)),
+            memory: core::array::from_fn(|i| words(18 + 2 * i)),
+            benign: [page[26], page[27]],
+        })
+    }
+}
+
+impl fmt::Display for &RealState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [cs, ds, es, ss, fs, gs, sp, flags] = self.registers;
+        let segments = [ds, es, ss, fs, gs] == [ds; 5] && cs == ds + 0x20;
+        match () {
+            () if !segments => write!(f, "[segments {:x?}]", self.registers),
+            () if sp < 0x8000 => write!(f, "[stack pointer {sp:#x}]"),
+            () if flags >> 9 & 1 == 1 => f.write_str("[interrupts on]"),
+            () if self.benign != [1, 1] => write!(f, "[services {:?}]", self.benign),
+            () => f.write_str("ok"),
+        }
     }
 }
 

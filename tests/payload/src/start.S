@@ -1,4 +1,4 @@
-# The payload's bzImage header and its two entries.
+# The payload's bzImage header and its three entries.
 #
 # Source: Linux, Documentation/arch/x86/boot.rst. Protocol 2.12: the first with a 64-bit entry.
 
@@ -38,6 +38,101 @@
     .quad LOAD_ADDRESS          # pref_address
     .long init_size             # init_size
     .long 0                     # handover_offset
+
+# The 16-bit entry: the jump at 0x200 leads here. Like Linux's setup code it makes a zero page of
+# its own from the header and from what the BIOS says, and goes on by the 32-bit entry.
+.code16
+.set SETUP_PAGE, 0x4000         # the zero page, in our segment
+.set REAL_STATE, SETUP_PAGE     # its first bytes: what we found (`struct RealState` in facts.rs)
+.set SMAP, 0x534d4150
+entry_16:
+    mov %cs, %bx
+    mov %ds, %dx
+    pushfw
+    pop %bp
+    cld
+    # All but the stack, below which nothing of ours lies, is addressed from our segment.
+    xor %eax, %eax
+    mov $SETUP_PAGE, %di
+    mov $1024, %cx
+    rep stosl
+    movb $16, REAL_STATE
+    mov %bx, REAL_STATE + 2
+    mov %dx, REAL_STATE + 4
+    mov %es, REAL_STATE + 6
+    mov %ss, REAL_STATE + 8
+    mov %fs, REAL_STATE + 10
+    mov %gs, REAL_STATE + 12
+    mov %sp, REAL_STATE + 14
+    mov %bp, REAL_STATE + 16
+    mov $0x1f1, %si
+    mov $(SETUP_PAGE + 0x1f1), %di
+    mov $(0x268 - 0x1f1), %cx
+    rep movsb
+    int $0x12
+    mov %ax, REAL_STATE + 18
+    mov $0xe801, %ax
+    int $0x15
+    mov %ax, REAL_STATE + 20
+    mov %bx, REAL_STATE + 22
+    mov $0x88, %ah
+    int $0x15
+    mov %ax, REAL_STATE + 24
+    # A call that no BIOS has: it must fail and come back.
+    mov $0x7777, %ax
+    int $0x15
+    setc REAL_STATE + 26
+    mov $0x0100, %ax            # int 16h: is there a key?
+    int $0x16
+    setz REAL_STATE + 27
+    mov $0x0e2e, %ax            # int 10h: a dot
+    int $0x10
+    mov $(SETUP_PAGE + 0x2d0), %di
+    xor %ebx, %ebx
+1:  mov $0xe820, %eax
+    mov $20, %ecx
+    mov $SMAP, %edx
+    int $0x15
+    jc 2f
+    cmp $SMAP, %eax
+    jne 2f
+    incb SETUP_PAGE + 0x1e8
+    add $20, %di
+    test %ebx, %ebx
+    jnz 1b
+2:  cli
+    xor %esi, %esi
+    mov %cs:0x214, %edi         # code32_start
+    mov %ds, %si
+    shl $4, %esi
+    lea setup_gdt(%esi), %eax
+    mov %eax, setup_gdt_pointer + 2
+    add $SETUP_PAGE, %esi
+    lgdtl setup_gdt_pointer
+    mov $1, %eax
+    mov %eax, %cr0
+    mov $0x18, %ax
+    mov %ax, %ds
+    mov %ax, %es
+    mov %ax, %ss
+    mov %edi, %eax
+    xor %ebx, %ebx
+    xor %ebp, %ebp
+    xor %edi, %edi
+    # A far jump to an address in a register: by the stack, whose base is flat now.
+    mov $0x7000, %esp
+    pushl $0x10
+    push %eax
+    lretl
+.balign 8
+setup_gdt:
+    .quad 0
+    .quad 0
+    .quad 0x00cf9b000000ffff
+    .quad 0x00cf93000000ffff
+setup_gdt_pointer:
+    .short setup_gdt_pointer - setup_gdt - 1
+    .long 0
     .balign 1024, 0
 
 # The registers as the loader left them: `struct EntryState` in main.rs, built downwards on our
