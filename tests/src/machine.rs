@@ -12,21 +12,26 @@ pub enum Boot {
     Firmware,
     /// Through `bios-microvm.bin`, by the 32-bit entry.
     Firmware32,
+    /// Through `bios-microvm.bin`, by the 16-bit entry.
+    Firmware16,
     /// Straight from the VMM.
     Direct,
 }
 
 impl Boot {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Firmware, Self::Firmware32, Self::Direct];
+    pub const ALL: [Self; 4] = [Self::Firmware, Self::Firmware32, Self::Firmware16, Self::Direct];
 
     fn apply(self, command: &mut Command) {
         if self != Self::Direct {
             command.arg("-bios").arg(product("bios-microvm.bin"));
         }
-        if self == Self::Firmware32 {
-            command.args(["-fw_cfg", "name=opt/org.microvm/entry,string=32"]);
-        }
+        let entry = match self {
+            Self::Firmware | Self::Direct => return,
+            Self::Firmware32 => "name=opt/org.microvm/entry,string=32",
+            Self::Firmware16 => "name=opt/org.microvm/entry,string=16",
+        };
+        command.args(["-fw_cfg", entry]);
     }
 }
 

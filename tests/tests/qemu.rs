@@ -23,14 +23,17 @@ fn passed(ended: &Ended) -> Facts {
 }
 
 #[test]
-fn the_payload_passes_with_acpi_and_without_by_both_entries() {
+fn the_payload_passes_with_acpi_and_without_by_every_entry() {
     for machine in MACHINES {
-        let [by_64, by_32] = ["64", "32"].map(|entry| {
+        let [by_64, by_32, by_16] = ["64", "32", "16"].map(|entry| {
             let choice = format!("name=opt/org.microvm/entry,string={entry}");
             passed(&run(payload(machine, "128M").args(["-fw_cfg", &choice]), b"", DEADLINE))
         });
-        assert_eq!((by_64["entry"].as_str(), by_32["entry"].as_str()), ("64", "32"));
+        let entries = [&by_64, &by_32, &by_16].map(|facts| facts["entry"].as_str());
+        assert_eq!(entries, ["64", "32", "16"]);
         assert_eq!(differences(&by_64, &by_32, &["entry"]), [""; 0], "{machine}");
+        let real_mode = ["entry", "zero_page", "real_mode", "bios_memory"];
+        assert_eq!(differences(&by_64, &by_16, &real_mode), [""; 0], "{machine}");
         let acpi = if machine == "microvm" { "yes" } else { "no" };
         assert_eq!(by_64["acpi"], acpi, "{machine}");
         assert_eq!(by_64["cmdline"], "hello world");

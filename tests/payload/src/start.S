@@ -102,7 +102,7 @@ entry_16:
     jnz 1b
 2:  cli
     xor %esi, %esi
-    mov %cs:0x214, %edi         # code32_start
+    mov 0x214, %edi             # code32_start
     mov %ds, %si
     shl $4, %esi
     lea setup_gdt(%esi), %eax
