@@ -32,6 +32,18 @@ pub fn gather() -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The facts in a guest's console output, as other programs read them; `None` when the block is
+/// not complete.
+pub fn parse(console: &str) -> Option<BTreeMap<String, String>> {
+    let (_, rest) = console.split_once(BEGIN)?;
+    let (block, _) = rest.split_once(END)?;
+    let line = |line: &str| {
+        let (key, value) = line.trim_end_matches('\r').split_once('=')?;
+        Some((key.to_owned(), value.to_owned()))
+    };
+    Some(block.lines().filter_map(line).collect())
+}
+
 /// How often COM1 has interrupted: 0 when its driver only polls. Last of all facts, because
 /// printing the others is what makes the port interrupt.
 pub fn serial_irqs() -> String {
@@ -111,6 +123,17 @@ fn e820(directory: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_the_block_and_nothing_else() {
+        let facts =
+            parse("x=1\r\nguest-facts-begin\r\na=b=c\r\n[ 0.1] noise\nd=\r\nguest-facts-end")
+                .unwrap();
+        assert_eq!(facts.len(), 2);
+        assert_eq!(facts["a"], "b=c");
+        assert_eq!(facts["d"], "");
+        assert_eq!(parse("guest-facts-begin\na=b\n"), None, "cut off");
+    }
 
     #[test]
     fn finds_the_total_memory() {

@@ -1,4 +1,4 @@
-//! Pid 1 of the lab's Linux: loads KVM, runs one command, hands its exit status out.
+//! Pid 1 of the lab's Linux: loads KVM, runs one command, reports its status.
 //!
 //! What to do stands in files (see [`guest::lab`]); the last line on the third serial port says
 //! how it went.

@@ -1,0 +1,25 @@
+//! `cargo xtask check`: formatting, lints, and the rules of this repository.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{build, process, tidy, workspace};
+
+/// Runs all checks; the first that fails is the error.
+pub fn main() -> Result<()> {
+    eprintln!("check: formatting");
+    cargo(&["fmt", "--all", "--check"])?;
+    eprintln!("check: lints");
+    cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    eprintln!("check: lints of the freestanding programs");
+    for package in ["firmware", "payload"] {
+        build::lint_freestanding(package)?;
+    }
+    eprintln!("check: the rules of this repository");
+    tidy::main()
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    process::run(Command::new(build::cargo()).args(arguments).current_dir(workspace::root()))
+}

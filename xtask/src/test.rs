@@ -1,0 +1,252 @@
+//! `cargo xtask test`: all tests, each on the best ground that this machine offers.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lexopt::{Arg, Parser};
+
+use crate::ground::{Choice, Ground};
+use crate::lab::{self, Carried, LabRun};
+use crate::{build, fetch, process, workspace};
+
+const USAGE: &str = "\
+usage: cargo xtask test [--host auto|kvm|lab]
+
+Builds all and runs all tests. --host says where Linux guests run; by default on this machine's KVM
+when it runs kernel code natively, else in the nested lab.
+";
+
+/// The names under which `tests/src/products.rs` looks for things.
+const DIST: &str = "MICROVM_DIST";
+const KERNEL: &str = "MICROVM_KERNEL";
+/// The lab's wall time for a whole suite.
+const LAB_LIMIT: Duration = Duration::from_secs(1200);
+
+/// Runs the job; the status is 1 when a test failed.
+pub fn main(arguments: Vec<OsString>) -> Result<u8> {
+    let mut choice = Choice::Auto;
+    let mut parser = Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("host") => choice = Choice::parse(&parser.value()?)?,
+            Arg::Long("help") | Arg::Short('h') => {
+                print!("{USAGE}");
+                return Ok(0);
+            }
+            _ => return Err(argument.unexpected().into()),
+        }
+    }
+    build::build_all()?;
+    fetch::qemu()?;
+    let kernel = fetch::kernel()?.vmlinuz;
+    let linux = choice.ground(&workspace::product(build::MICROVM)?)?;
+    // The payload runs on every /dev/kvm, interpreting or not.
+    let payload = match choice {
+        Choice::Auto if PathBuf::from("/dev/kvm").exists() => Ground::Kvm,
+        Choice::Auto => Ground::Lab,
+        Choice::Fixed(ground) => ground,
+    };
+    let tests = Tests { kernel };
+    let suites = [
+        tests.run("unit and property tests", Place::Host, &["--workspace", "--exclude=regression"]),
+        tests.run(
+            "image, contract, messages",
+            Place::Host,
+            &[
+                "--package=regression",
+                "--lib",
+                "--test=image",
+                "--test=contract",
+                "--test=messages",
+            ],
+        ),
+        tests.run(
+            "payload under microvm",
+            payload.into(),
+            &["--package=regression", "--test=payload"],
+        ),
+        tests.run("our BIOS under QEMU", Place::Host, &["--package=regression", "--test=qemu"]),
+        tests.run("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
+    ];
+    summarize(&suites.into_iter().collect::<Result<Vec<_>>>()?)
+}
+
+/// Where a suite runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// As a program of this machine.
+    Host,
+    /// With this machine's KVM.
+    Kvm,
+    /// In the nested lab.
+    Lab,
+}
+
+impl From<Ground> for Place {
+    fn from(ground: Ground) -> Self {
+        match ground {
+            Ground::Kvm => Self::Kvm,
+            Ground::Lab => Self::Lab,
+        }
+    }
+}
+
+impl Place {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Kvm => "host KVM",
+            Self::Lab => "nested lab",
+        }
+    }
+}
+
+/// What a suite's test programs reported.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    programs: u32,
+}
+
+struct Suite {
+    name: &'static str,
+    place: Place,
+    counts: Counts,
+    succeeded: bool,
+    seconds: u64,
+}
+
+struct Tests {
+    kernel: PathBuf,
+}
+
+impl Tests {
+    fn run(&self, name: &'static str, place: Place, arguments: &[&str]) -> Result<Suite> {
+        eprintln!("test: {name} ({})", place.name());
+        let start = Instant::now();
+        let mut counts = Counts::default();
+        let succeeded = match place {
+            Place::Host | Place::Kvm => self.run_here(arguments, &mut counts)?,
+            Place::Lab => self.run_in_lab(arguments, &mut counts)?,
+        };
+        let seconds = start.elapsed().as_secs();
+        Ok(Suite { name, place, counts, succeeded, seconds })
+    }
+
+    fn environment(&self) -> Result<[(OsString, OsString); 2]> {
+        let dist = workspace::target("dist")?;
+        Ok([(DIST.into(), dist.into()), (KERNEL.into(), self.kernel.clone().into())])
+    }
+
+    fn run_here(&self, arguments: &[&str], counts: &mut Counts) -> Result<bool> {
+        let mut command = cargo_test(arguments);
+        command.arg("--no-fail-fast").envs(self.environment()?);
+        let mut child = command.stdout(Stdio::piped()).spawn().context("starting cargo test")?;
+        let output = BufReader::new(child.stdout.take().context("the tests' output")?);
+        let mut stdout = std::io::stdout();
+        for line in output.split(b'\n') {
+            let line = line.context("reading the tests' output")?;
+            stdout.write_all(&line).and_then(|()| stdout.write_all(b"\n")).context("printing")?;
+            counts.read(&String::from_utf8_lossy(&line));
+        }
+        Ok(child.wait().context("waiting for cargo test")?.success())
+    }
+
+    /// Runs the test program itself in the lab: one start of the lab for the whole suite.
+    fn run_in_lab(&self, arguments: &[&str], counts: &mut Counts) -> Result<bool> {
+        let program = test_program(arguments)?;
+        let mut lab_run = LabRun::new([program.into_os_string(), "--test-threads=1".into()]);
+        lab_run.icount = true;
+        lab_run.timeout = LAB_LIMIT;
+        lab_run.environment.extend(self.environment()?);
+        let dist = workspace::target("dist")?;
+        let shell = PathBuf::from("/bin/sh");
+        for file in [&dist, &self.kernel, &shell] {
+            lab_run.files.push(Carried { host: file.clone(), guest: file.clone() });
+        }
+        let outcome = lab::capture(&lab_run)?;
+        let output = String::from_utf8_lossy(&outcome.stdout);
+        print!("{output}");
+        output.lines().for_each(|line| counts.read(line));
+        Ok(outcome.status == 0)
+    }
+}
+
+fn cargo_test(arguments: &[&str]) -> Command {
+    let mut command = Command::new(build::cargo());
+    command.args(["test", "--quiet"]).args(arguments).current_dir(workspace::root());
+    command
+}
+
+/// Builds the one test program that `arguments` name; its path.
+fn test_program(arguments: &[&str]) -> Result<PathBuf> {
+    let mut command = cargo_test(arguments);
+    let messages =
+        process::output(command.args(["--no-run", "--message-format=json-render-diagnostics"]))?;
+    let program = messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_test = message["profile"]["test"] == true;
+        Some(PathBuf::from(message["executable"].as_str().filter(|_| is_test)?))
+    });
+    program.context("cargo test --no-run names no program")
+}
+
+impl Counts {
+    /// Takes in one line of a test program's output: its summary counts, the rest does not.
+    fn read(&mut self, line: &str) {
+        let Some((_, summary)) = line.split_once("test result: ") else { return };
+        let number = |what: &str| -> u32 {
+            let before = summary.split_once(what).map_or("", |(before, _)| before);
+            before.split_whitespace().last().and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        self.passed += number(" passed");
+        self.failed += number(" failed");
+        self.programs += 1;
+    }
+}
+
+fn summarize(suites: &[Suite]) -> Result<u8> {
+    println!();
+    println!("{:32}{:12}{:>8}{:>8}{:>10}", "suite", "ground", "passed", "failed", "seconds");
+    for suite in suites {
+        let Suite { name, place, counts, seconds, .. } = suite;
+        let Counts { passed, failed, .. } = counts;
+        println!("{name:32}{:12}{passed:>8}{failed:>8}{seconds:>10}", place.name());
+    }
+    let total = |of: fn(&Counts) -> u32| suites.iter().map(|suite| of(&suite.counts)).sum::<u32>();
+    println!("{} passed, {} failed", total(|c| c.passed), total(|c| c.failed));
+    for suite in suites {
+        // A program that died before its summary has counted nothing.
+        if suite.counts.failed == 0 && !suite.succeeded {
+            bail!("{}: a test program ended without its summary", suite.name);
+        }
+        if suite.counts.passed + suite.counts.failed == 0 {
+            bail!("{}: no test ran", suite.name);
+        }
+    }
+    Ok(u8::from(suites.iter().any(|suite| !suite.succeeded)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_add_up() {
+        let mut counts = Counts::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
+            "\x1b[31mtest result: FAILED. 10 passed; 2 failed; 0 ignored",
+            "10 passed the mark",
+        ] {
+            counts.read(line);
+        }
+        assert_eq!(counts, Counts { passed: 13, failed: 2, programs: 2 });
+    }
+}
