@@ -1,4 +1,4 @@
-//! The boot path, from fw_cfg to a kernel that is ready to be entered: read it top to bottom.
+//! The boot path, from fw_cfg to a kernel in place: read it top to bottom.
 
 use abi::e820::Map;
 use abi::fw_cfg::file;

@@ -1,4 +1,4 @@
-//! The first instructions and the last: assembly entry and the jump into the kernel.
+//! The first instructions and the last: assembly entry, jump into the kernel.
 #![expect(unsafe_code, reason = "assembly that Rust cannot check")]
 
 use abi::linux::{BOOT_CS, BOOT_DS, Entry, SETUP_STACK};
@@ -21,6 +21,10 @@ core::arch::global_asm!(
     BOOT_DS = const BOOT_DS,
     CODE16 = const CODE16,
     DATA16 = const DATA16,
+    GED_RESET = const layout::GED_REGISTERS + layout::GED_RESET,
+    GED_RESET_VALUE = const layout::GED_RESET_VALUE,
+    I8042_COMMAND = const ports::I8042_COMMAND,
+    I8042_RESET = const ports::I8042_RESET,
     BIOS_SEGMENT = const BIOS_SEGMENT,
     options(att_syntax)
 );

@@ -1,4 +1,4 @@
-//! A model of the host for tests: fw_cfg in all the ways hosts implement it, and RAM.
+//! A model of the host for tests: fw_cfg as each kind of host has it, and RAM.
 
 use std::collections::BTreeMap;
 

@@ -11,6 +11,10 @@
 #      64-bit kernel asks for, so entering one needs no further switch.
 #   2. .bss is zero, the stack is at DATA_END, interrupts are off.
 #
+# A kernel that restarts the machine "by the BIOS" jumps to the reset vector in real mode, with
+# devices and CPU as they are (Linux does so on hardware-reduced ACPI). That is no reset, and the host
+# must see one: `reset_machine`.
+#
 # No A20 gate: microVMs have none. No IDT: an exception is a bug, and a triple fault shows it.
 
 .set CR0_PE, 1 << 0
@@ -65,6 +69,11 @@ start32:
     # Linux reads FS and GS as they are; null selectors would be legal only in long mode.
     mov %eax, %fs
     mov %eax, %gs
+    # The host restores the image when it resets the machine: a mark in it shows a second entry.
+    # (Where the image is read-only, every entry looks like the first.)
+    cmpb $0, entered
+    jne reset_machine
+    movb $1, entered
     mov $pml4, %eax
     mov %eax, %cr3
     # The SSE bits cost nothing and forgive a compiler that uses SSE.
@@ -77,6 +86,15 @@ start32:
     mov $(CR0_PG | CR0_WP | CR0_NE | CR0_ET | CR0_MP | CR0_PE), %eax
     mov %eax, %cr0
     ljmpl ${BOOT_CS}, $start64
+
+# Resets the machine by what it has: ACPI's reset register, the keyboard controller, or a CPU that
+# cannot go on, which no host ignores.
+reset_machine:
+    movb ${GED_RESET_VALUE}, {GED_RESET}
+    mov ${I8042_RESET}, %al
+    out %al, ${I8042_COMMAND}
+    lidt no_idt
+    ud2
 
 # ---- long mode ----
 
@@ -178,6 +196,11 @@ gdt32:
 gdt_pointer:
     .short gdt32 - gdt - 1
     .long gdt
+no_idt:
+    .short 0
+    .long 0
+entered:
+    .byte 0
 gdt32_pointer:
     .short gdt_pointer - gdt32 - 1
     .long gdt32

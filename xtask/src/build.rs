@@ -16,16 +16,6 @@ const FREESTANDING_TARGET: &str = "x86_64-unknown-none";
 const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What makes the host's target serve for the bare machine. `rust-lld` comes with the compiler;
-/// the C compiler's driver would add start files.
-const HOST_AS_FREESTANDING: [&str; 5] = [
-    "-Clinker=rust-lld",
-    "-Clinker-flavor=ld.lld",
-    "-Ccode-model=small",
-    "-Cno-redzone=yes",
-    "-Ctarget-feature=-sse,-sse2",
-];
-
 /// The image that `-bios` takes.
 pub const BIOS: &str = "bios-microvm.bin";
 /// The freestanding test kernel.
@@ -114,6 +104,11 @@ fn sha256(bytes: &[u8]) -> String {
 /// debuggers.
 fn build_freestanding(package: &str) -> Result<PathBuf> {
     eprintln!("build: {package}");
+    if !has_target(FREESTANDING_TARGET) {
+        bail!(
+            "{package} is built for the bare machine: run rustup target add {FREESTANDING_TARGET}"
+        );
+    }
     let built = Build::freestanding(package).run("firmware")?;
     publish(&built, &format!("{package}.elf"))
 }
@@ -148,20 +143,14 @@ struct Build<'a> {
 impl<'a> Build<'a> {
     /// A program for the bare machine, of the same name as its package.
     fn freestanding(package: &'a str) -> Self {
-        let mut flags = vec![
+        let flags = vec![
             // Marks the freestanding build in the source: `cfg(firmware)`.
             "--cfg=firmware".into(),
             "-Crelocation-model=static".into(),
             "-Crelro-level=off".into(),
             "-Cforce-unwind-tables=no".into(),
         ];
-        let target = if has_target(FREESTANDING_TARGET) {
-            FREESTANDING_TARGET
-        } else {
-            eprintln!("build: no target {FREESTANDING_TARGET}; {HOST_TARGET} without SSE serves");
-            flags.extend(HOST_AS_FREESTANDING.map(OsString::from));
-            HOST_TARGET
-        };
+        let target = FREESTANDING_TARGET;
         Self { package, bin: package, target, profile: "firmware", flags }
     }
 

@@ -21,15 +21,19 @@ const LINE_WIDTH: usize = 100;
 const TAGLINE_WIDTH: usize = 80;
 
 /// The files that may contain unsafe code. A new one is a decision: think twice, then add it.
-const UNSAFE_FILES: [&str; 8] = [
+const UNSAFE_FILES: [&str; 12] = [
     "firmware/src/entry.rs",
     "firmware/src/hardware.rs",
     "firmware/src/main.rs",
     "tests/guest/src/mark.rs",
     "tests/payload/src/entry.rs",
     "tests/payload/src/hardware.rs",
+    "tests/tests/contract.rs",
+    "vmm/src/accel.rs",
+    "vmm/src/machine.rs",
     "vmm/src/memory.rs",
     "vmm/src/signals.rs",
+    "vmm/src/vcpu.rs",
 ];
 
 /// What no file contains, and why. Each is put together here, so that this file passes too.

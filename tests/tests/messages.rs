@@ -1,0 +1,78 @@
+//! What a user is told: one line with what is wrong and what to do; status 1.
+
+use std::process::Command;
+use std::time::Duration;
+
+use regression::products::product;
+use regression::program::{Ended, run};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn microvm(arguments: &[&str]) -> Ended {
+    run(Command::new(product("microvm")).args(arguments), b"", DEADLINE)
+}
+
+/// One line on standard error, which holds all of `words`; status 1.
+fn check(arguments: &[&str], words: &[&str]) {
+    let ended = microvm(arguments);
+    assert_eq!(ended.status, Some(1), "{ended}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended}");
+    assert!(ended.stderr.starts_with("microvm: "), "{ended}");
+    for word in words {
+        assert!(ended.stderr.contains(word), "{word:?} is missing: {ended}");
+    }
+}
+
+#[test]
+fn an_option_that_is_not_ours_is_named() {
+    check(&["-M", "microvm", "-frobnicate"], &["-frobnicate"]);
+    check(&["-M", "pc"], &["pc", "microvm"]);
+    check(&["-accel", "tcg"], &["tcg", "kvm"]);
+    check(&["-device", "vfio-pci,host=01:00.0"], &["vfio-pci"]);
+    check(&["-incoming", "tcp:0:4444"], &["-incoming"]);
+    check(&["-m", "lots"], &["-m", "lots"]);
+    check(&["-smp", "0"], &["-smp"]);
+    check(&["-fw_cfg", "name=opt/x"], &["-fw_cfg"]);
+    check(&["-kernel"], &["-kernel"]);
+}
+
+#[test]
+fn a_file_that_is_missing_or_no_kernel_is_named() {
+    check(&["-M", "microvm", "-kernel", "/nonexistent/vmlinuz"], &["/nonexistent/vmlinuz"]);
+    let text = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(text.path(), "#!/bin/sh\n".repeat(1000)).unwrap();
+    let path = text.path().to_str().unwrap();
+    check(&["-M", "microvm", "-kernel", path], &[path, "bzImage"]);
+    check(&["-M", "microvm", "-bios", path, "-kernel", path], &[path]);
+    check(&["-M", "microvm"], &["-kernel"]);
+    let bios = product("bios-microvm.bin");
+    check(&["-bios", bios.to_str().unwrap(), "-kernel", "/"], &["/"]);
+}
+
+/// A header that no loader can follow is refused before the machine is made, on both paths.
+#[test]
+fn a_kernel_with_a_broken_header_is_told_what_is_broken() {
+    let bios = product("bios-microvm.bin");
+    let mut image = std::fs::read(product("payload.bzImage")).unwrap();
+    image[0x206..0x208].copy_from_slice(&[1, 2]);
+    let kernel = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(kernel.path(), image).unwrap();
+    let path = kernel.path().to_str().unwrap();
+    let said = "boot protocol 2.01 is older than 2.02";
+    check(&["-kernel", path], &[path, said]);
+    check(&["-bios", bios.to_str().unwrap(), "-kernel", path], &[path, said]);
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for (arguments, word) in [
+        (&["-help"][..], "-kernel"),
+        (&["-version"], "microvm"),
+        (&["-M", "help"], "microvm"),
+        (&["-accel", "help"], "kvm: "),
+    ] {
+        let ended = microvm(arguments);
+        assert_eq!(ended.status, Some(0), "{ended}");
+        assert!(ended.stdout.contains(word) && ended.stderr.is_empty(), "{ended}");
+    }
+}

@@ -1,0 +1,148 @@
+//! QEMU's `key=value,key=value`: `,,` is a comma in a value.
+
+use super::Error;
+
+/// The properties of one option's value, in order, until they are taken.
+pub struct Properties {
+    option: String,
+    items: Vec<Item>,
+}
+
+struct Item {
+    key: Option<String>,
+    value: String,
+}
+
+impl Properties {
+    /// Splits `text`; `option` is for error lines.
+    pub fn new(option: &str, text: &str) -> Self {
+        let items = split(text).map(|item| match item.split_once('=') {
+            Some((key, value)) => Item { key: Some(key.into()), value: value.into() },
+            None => Item { key: None, value: item },
+        });
+        Self { option: option.into(), items: items.collect() }
+    }
+
+    /// The first item, which has no key or this one.
+    pub fn positional(&mut self, key: &str) -> Result<String, Error> {
+        match self.items.first() {
+            Some(item)
+                if item.key.as_deref().is_none_or(|k| k == key) && !item.value.is_empty() =>
+            {
+                Ok(self.items.remove(0).value)
+            }
+            _ => Err(self.error(format!("the {key} must come first"))),
+        }
+    }
+
+    /// The last value given for `key`; earlier ones count for nothing, as in QEMU.
+    pub fn take(&mut self, key: &str) -> Option<String> {
+        let mut last = None;
+        self.items.retain_mut(|item| {
+            let mine = item.key.as_deref() == Some(key);
+            if mine {
+                last = Some(std::mem::take(&mut item.value));
+            }
+            !mine
+        });
+        last
+    }
+
+    /// A number up to `max`, decimal or with `0x`.
+    pub fn number(&mut self, key: &str, max: u64) -> Result<Option<u64>, Error> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        let parsed = match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        match parsed {
+            Ok(number) if number <= max => Ok(Some(number)),
+            _ => Err(self.error(format!("{key}={text}: give a number up to {max:#x}"))),
+        }
+    }
+
+    /// The next item: its key, and its value if it has one.
+    pub fn take_first(&mut self) -> Option<(String, Option<String>)> {
+        if self.items.is_empty() {
+            return None;
+        }
+        let item = self.items.remove(0);
+        Some(match item.key {
+            Some(key) => (key, Some(item.value)),
+            None => (item.value, None),
+        })
+    }
+
+    /// Refuses what was not taken.
+    pub fn finish(mut self) -> Result<(), Error> {
+        match self.take_first() {
+            Some((key, _)) => Err(self.error(format!("'{key}' is not a property that is here"))),
+            None => Ok(()),
+        }
+    }
+
+    /// An error line about this option.
+    pub fn error(&self, problem: String) -> Error {
+        Error { option: self.option.clone(), problem }
+    }
+}
+
+fn split(text: &str) -> impl Iterator<Item = String> {
+    let mut items = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        if character != ',' || characters.next_if_eq(&',').is_some() {
+            if let Some(item) = items.last_mut() {
+                item.push(character);
+            }
+        } else {
+            items.push(String::new());
+        }
+    }
+    // A comma at the end is allowed, as in QEMU.
+    items.into_iter().filter(|item| !item.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(text: &str, expected: &[(&str, Option<&str>)]) {
+        let mut properties = Properties::new("-x", text);
+        for (key, value) in expected {
+            let seen = properties.take_first().unwrap();
+            assert_eq!((seen.0.as_str(), seen.1.as_deref()), (*key, *value), "{text}");
+        }
+        assert!(properties.take_first().is_none(), "{text}");
+    }
+
+    #[test]
+    fn a_double_comma_is_a_comma() {
+        check("a,b=c", &[("a", None), ("b", Some("c"))]);
+        check("string=x,,y,z=1", &[("string", Some("x,y")), ("z", Some("1"))]);
+        check("a,,,b", &[("a,", None), ("b", None)]);
+        check("a=b=c,,", &[("a", Some("b=c,"))]);
+        check("", &[]);
+        check(",x,", &[("x", None)]);
+    }
+
+    #[test]
+    fn the_last_value_counts() {
+        let mut properties = Properties::new("-x", "a=1,a=2,b");
+        assert_eq!(properties.take("a").as_deref(), Some("2"));
+        assert_eq!(properties.take("a"), None);
+        assert_eq!(
+            properties.finish().unwrap_err().to_string(),
+            "-x: 'b' is not a property that is here"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_survives_its_escape(value in "[a-z=, ]{1,20}") {
+            let mut properties = Properties::new("-x", &format!("k={}", value.replace(',', ",,")));
+            prop_assert_eq!(properties.take("k"), Some(value));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! `-M`, `-accel`, `-cpu`, `-m`, `-smp`: the machine itself.
+
+use std::ffi::OsString;
+
+use super::{Opt, Request, Result, Seen, help};
+
+/// Guest RAM at the least: below 1 MiB the boot structures, above it a kernel.
+const MEMORY_MIN: u64 = 2 << 20;
+/// Guest RAM at the most: what 40 bits of guest-physical address reach, the least of x86-64.
+const MEMORY_MAX: u64 = (1 << 40) - (1 << 30);
+
+/// Properties of the machine that change nothing here, with the values that are true of it.
+/// Any other value asks for a device that is not here.
+const PROPERTIES: [(&str, &[&str]); 17] = [
+    ("acpi", &["on", "auto"]),
+    ("pit", &["off", "auto"]),
+    ("pic", &["off", "auto"]),
+    ("rtc", &["off", "auto"]),
+    ("pcie", &["off", "auto"]),
+    ("ioapic2", &["off", "auto"]),
+    ("usb", &["off"]),
+    ("smm", &["off", "auto"]),
+    ("graphics", &["off"]),
+    ("isa-serial", &["on"]),
+    ("kernel-irqchip", &["split", "on"]),
+    ("kernel_irqchip", &["split", "on"]),
+    ("accel", &["kvm"]),
+    ("vmport", &["off", "auto"]),
+    // They choose between ways of QEMU that the guest cannot tell apart here.
+    ("x-option-roms", &["on", "off"]),
+    ("auto-kernel-cmdline", &["on", "off"]),
+    ("dump-guest-core", &["on", "off"]),
+];
+
+pub(super) fn take_machine(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
+    let mut properties = option.properties(value)?;
+    let kind = properties.positional("type")?;
+    match kind.as_str() {
+        "microvm" => {}
+        "help" => seen.print = Some(Request::Print(help::machines())),
+        other => {
+            return Err(option.error(format!("'{other}' is not here: the machine is microvm")));
+        }
+    }
+    while let Some((key, value)) = properties.take_first() {
+        // QEMU takes a lone key as key=on.
+        let value = value.unwrap_or_else(|| "on".into());
+        if key == "firmware" {
+            seen.config.bios = Some(option.path(value.into())?);
+            continue;
+        }
+        let Some((_, allowed)) = PROPERTIES.iter().find(|(name, _)| *name == key) else {
+            let problem = format!("'{key}' is not a property of this microvm; remove it");
+            return Err(option.error(problem));
+        };
+        if !allowed.contains(&value.as_str()) {
+            let what = allowed.join(" or ");
+            return Err(option.error(format!("{key}={value} is not here: only {key}={what} is")));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn take_accel(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
+    let mut properties = option.properties(value)?;
+    match properties.positional("accelerator")?.as_str() {
+        "kvm" => properties.finish(),
+        "help" => {
+            seen.print = Some(Request::DescribeKvm);
+            Ok(())
+        }
+        other => Err(option.error(format!("'{other}' is not here: use -accel kvm"))),
+    }
+}
+
+pub(super) fn take_cpu(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
+    let mut properties = option.properties(value)?;
+    match properties.positional("model")?.as_str() {
+        // Under KVM the two are the same.
+        "host" | "max" => {}
+        "help" => {
+            seen.print = Some(Request::Print("host\n".into()));
+            return Ok(());
+        }
+        other => return Err(option.error(format!("'{other}' is not here: use -cpu host"))),
+    }
+    match properties.take_first() {
+        Some((key, _)) => {
+            Err(option.error(format!("'{key}': features cannot be changed; use -cpu host")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Bytes from `1G`, `size=1G` or `64` (MiB).
+pub(super) fn memory(option: &Opt, value: OsString) -> Result<u64> {
+    let mut properties = option.properties(value)?;
+    let text = properties.positional("size")?;
+    if let Some((key, _)) = properties.take_first() {
+        return Err(option.error(format!("'{key}' is not here: memory cannot be plugged in")));
+    }
+    let bytes = size(&text).ok_or_else(|| {
+        option.error(format!("'{text}' is no size: give MiB, or a number with K, M, G or T"))
+    })?;
+    if bytes < MEMORY_MIN {
+        return Err(option.error(format!("{text} is too little: give at least 2M")));
+    }
+    if bytes > MEMORY_MAX {
+        return Err(option.error(format!("{text} is too much: give at most 1023G")));
+    }
+    // Whole pages, as in QEMU.
+    abi::range::align_up(bytes, 8192).ok_or_else(|| option.error("too much"))
+}
+
+fn size(text: &str) -> Option<u64> {
+    let last = text.chars().last()?;
+    let (digits, shift) = match last.to_ascii_uppercase() {
+        'K' => (&text[..text.len() - 1], 10),
+        'M' => (&text[..text.len() - 1], 20),
+        'G' => (&text[..text.len() - 1], 30),
+        'T' => (&text[..text.len() - 1], 40),
+        'B' => (&text[..text.len() - 1], 0),
+        _ => (text, 20),
+    };
+    // `parse` alone would take a sign.
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// CPUs from `1` or `cpus=1`; the parts of a topology multiply to them.
+pub(super) fn cpus(option: &Opt, value: OsString) -> Result<u8> {
+    let mut properties = option.properties(value)?;
+    let mut first = None;
+    let mut parts = 1u64;
+    while let Some((key, value)) = properties.take_first() {
+        let (key, text) = match value {
+            Some(value) => (key, value),
+            None => ("cpus".into(), key),
+        };
+        let bad = || option.error(format!("{key}={text}: give a number from 1 up"));
+        let number = text.parse::<u64>().ok().filter(|n| *n > 0).ok_or_else(bad)?;
+        match key.as_str() {
+            "cpus" => first = Some(number),
+            "maxcpus" | "sockets" | "dies" | "cores" | "threads" | "clusters" => {
+                parts = parts.max(number);
+            }
+            _ => return Err(option.error(format!("'{key}' is not a property that is here"))),
+        }
+    }
+    match (first.unwrap_or(parts), parts) {
+        (1, 1) => Ok(1),
+        (count, more) => {
+            let count = count.max(more);
+            Err(option.error(format!("{count} CPUs are not here yet: use -smp 1")))
+        }
+    }
+}

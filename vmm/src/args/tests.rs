@@ -1,0 +1,206 @@
+//! Command lines and what becomes of them.
+
+use super::*;
+use proptest::prelude::*;
+
+fn run(line: &[&str]) -> Config {
+    match parse(line.iter().map(OsString::from)) {
+        Ok(Request::Run(config)) => *config,
+        other => panic!("{line:?}: {other:?}"),
+    }
+}
+
+fn refused(line: &[&str]) -> String {
+    match parse(line.iter().map(OsString::from)) {
+        Err(error) => error.to_string(),
+        Ok(other) => panic!("{line:?}: {other:?}"),
+    }
+}
+
+fn with(more: &[&str]) -> Config {
+    run(&[&["-kernel", "k"], more].concat())
+}
+
+#[test]
+fn the_article_s_command_line_works() {
+    let config = run(&[
+        "-M",
+        "microvm",
+        "-bios",
+        "bios-microvm.bin",
+        "-kernel",
+        "vmlinuz",
+        "-append",
+        "earlyprintk=ttyS0 console=ttyS0,115200,8n1",
+        "-enable-kvm",
+        "-cpu",
+        "host",
+        "-m",
+        "1G",
+        "-smp",
+        "1",
+        "-nodefaults",
+        "-no-user-config",
+        "-nographic",
+        "-serial",
+        "mon:stdio",
+    ]);
+    let expected = Config {
+        bios: Some("bios-microvm.bin".into()),
+        kernel: Some("vmlinuz".into()),
+        append: "earlyprintk=ttyS0 console=ttyS0,115200,8n1".into(),
+        memory: 1 << 30,
+        serial: Serial::MonStdio,
+        ..Config::default()
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn memory_sizes_are_qemu_s() {
+    for (text, mib) in [
+        ("64", 64),
+        ("512M", 512),
+        ("1G", 1024),
+        ("size=1G", 1024),
+        ("1g", 1024),
+        ("65536K", 64),
+        ("5G", 5120),
+        ("134217728b", 128),
+        ("size=3072", 3072),
+    ] {
+        assert_eq!(with(&["-m", text]).memory, mib << 20, "{text}");
+    }
+    assert_eq!(with(&["-m", "2097153b"]).memory, (2 << 20) + 8192);
+    for text in [
+        "0",
+        "1",
+        "-1",
+        "+64",
+        "1G1",
+        "G",
+        "",
+        "64MB",
+        "1E",
+        "99999999999999999999",
+        "2T",
+        "18446744073709551615",
+        "1024G",
+        "é",
+        "64,slots=2",
+        "maxmem=1G",
+    ] {
+        let line = refused(&["-kernel", "k", "-m", text]);
+        assert!(line.starts_with("-m: "), "{text}: {line}");
+    }
+}
+
+#[test]
+fn both_dashes_and_any_order() {
+    assert_eq!(run(&["--kernel", "k", "--append", "-x --y"]).append, "-x --y");
+    assert_eq!(run(&["-append", "", "-no-reboot", "-kernel", "-k"]).kernel, Some("-k".into()));
+}
+
+#[test]
+fn serial_follows_qemu_s_defaults() {
+    assert_eq!(with(&[]).serial, Serial::Null);
+    assert_eq!(with(&["-display", "none"]).serial, Serial::Null);
+    assert_eq!(with(&["-nographic"]).serial, Serial::MonStdio);
+    assert_eq!(with(&["-nographic", "-nodefaults"]).serial, Serial::Null);
+    assert_eq!(with(&["-nographic", "-serial", "null"]).serial, Serial::Null);
+    assert_eq!(with(&["-serial", "stdio"]).serial, Serial::Stdio);
+    assert_eq!(with(&["-serial", "file:a,b"]).serial, Serial::File("a,b".into()));
+}
+
+#[test]
+fn fw_cfg_files_are_taken() {
+    let config = with(&["-fw_cfg", "name=opt/a,string=x,,y", "-fw_cfg", "opt/b,file=/f"]);
+    assert_eq!(config.fw_cfg[0].name, "opt/a");
+    assert_eq!(config.fw_cfg[0].contents, Contents::Text("x,y".into()));
+    assert_eq!(config.fw_cfg[1].contents, Contents::File("/f".into()));
+}
+
+#[test]
+fn debug_exit_has_qemu_s_defaults() {
+    let device = with(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]).debug_exit.unwrap();
+    assert_eq!((device.iobase, device.iosize), (0xf4, 4));
+    let device = with(&["-device", "isa-debug-exit"]).debug_exit.unwrap();
+    assert_eq!((device.iobase, device.iosize), (0x501, 2));
+}
+
+#[test]
+fn harmless_properties_are_taken() {
+    with(&["-M", "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,acpi=on"]);
+    with(&["-machine", "type=microvm,acpi,auto-kernel-cmdline=off,accel=kvm"]);
+    let config = run(&["-M", "microvm,firmware=b.bin"]);
+    assert_eq!(config.bios, Some("b.bin".into()));
+}
+
+#[test]
+fn texts_are_printed() {
+    for line in [
+        &["-help"][..],
+        &["--version"],
+        &["-M", "help"],
+        &["-device", "help"],
+        &["-h"],
+        &["-cpu", "help"],
+    ] {
+        let request = parse(line.iter().map(OsString::from)).unwrap();
+        assert!(matches!(request, Request::Print(text) if text.ends_with('\n')), "{line:?}");
+    }
+    let request = parse(["-accel", "help"].map(OsString::from)).unwrap();
+    assert_eq!(request, Request::DescribeKvm);
+}
+
+#[test]
+fn refusals_name_the_option_and_what_to_do() {
+    for (line, expected) in [
+        (&["-kernel"][..], "-kernel: a value must follow"),
+        (&[], "-kernel: nothing to boot: give -kernel FILE, -bios FILE or both"),
+        (&["vmlinuz"], "vmlinuz: options begin with a dash; a kernel is given by -kernel FILE"),
+        (&["-"], "-: options begin with a dash; a kernel is given by -kernel FILE"),
+        (&["-frobnicate"], "-frobnicate: there is no such option; -help lists them"),
+        (&["-drive", "x"], "-drive: not supported: PCI and disks: this version has no disks"),
+        (&["-M", "q35"], "-M: 'q35' is not here: the machine is microvm"),
+        (&["-M", "microvm,acpi=off"], "-M: acpi=off is not here: only acpi=on or auto is"),
+        (&["-M", "microvm,pit=on"], "-M: pit=on is not here: only pit=off or auto is"),
+        (&["-M", "microvm,frob=1"], "-M: 'frob' is not a property of this microvm; remove it"),
+        (&["-M", ""], "-M: the type must come first"),
+        (&["-accel", "tcg"], "-accel: 'tcg' is not here: use -accel kvm"),
+        (&["-cpu", "qemu64"], "-cpu: 'qemu64' is not here: use -cpu host"),
+        (&["-cpu", "host,+x"], "-cpu: '+x': features cannot be changed; use -cpu host"),
+        (&["-smp", "4"], "-smp: 4 CPUs are not here yet: use -smp 1"),
+        (&["-smp", "1,maxcpus=2"], "-smp: 2 CPUs are not here yet: use -smp 1"),
+        (&["-smp", "0"], "-smp: cpus=0: give a number from 1 up"),
+        (&["-serial", "pty"], "-serial: 'pty' is none of stdio, mon:stdio, null, file:FILE"),
+        (&["-display", "gtk"], "-display: 'gtk' is not here: only 'none' is"),
+        (&["-device", "vfio-pci"], "-device: 'vfio-pci' is not here; -device help lists what is"),
+        (
+            &["-device", "isa-debug-exit,iobase=0x10000"],
+            "-device: iobase=0x10000: give a number up to 0xffff",
+        ),
+        (&["-device", "isa-debug-exit,irq=1"], "-device: 'irq' is not a property that is here"),
+        (
+            &["-fw_cfg", "name=etc/x,string=y"],
+            "-fw_cfg: etc/x: names of your own begin with opt/, as in opt/org.example/x",
+        ),
+        (&["-fw_cfg", "name=opt/x"], "-fw_cfg: opt/x: give either string=TEXT or file=FILE"),
+        (&["-bios", ""], "-bios: a file name must follow"),
+        (&["-bios", "b", "-initrd", "i"], "-initrd: needs a kernel: add -kernel FILE"),
+        (&["-bios", "b", "-append", "x"], "-append: needs a kernel: add -kernel FILE"),
+    ] {
+        assert_eq!(refused(line), expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_command_line_makes_it_panic(
+        words in prop::collection::vec("-?-?[a-zA-Z_]{0,4}[=,:0-9]{0,3}[a-z]{0,5}", 0..8),
+        option in prop::sample::select(vec!["-M", "-m", "-smp", "-device", "-fw_cfg", "-serial"]),
+    ) {
+        let line = [option.to_string()].into_iter().chain(words);
+        let _ = parse(line.map(OsString::from));
+    }
+}

@@ -1,0 +1,296 @@
+//! The fw_cfg device, with QEMU's semantics to the letter.
+//!
+//! Source: QEMU, docs/specs/fw_cfg.rst and what its device does where that is silent. Big items
+//! stay in their files and are read from there straight into guest memory.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use abi::fw_cfg::{DMA_SIGNATURE, DmaAccess, File, dma, key};
+
+use crate::bus::{Action, Device};
+use crate::image::Image;
+use crate::memory::GuestRam;
+
+/// The obsolete write channel bit of a selector, which QEMU ignores.
+const WRITE_CHANNEL: u16 = 0x4000;
+/// Offset of the DMA address register from the selector register.
+const DMA_OFFSET: u64 = 4;
+/// Bytes that the data register reads ahead from a file.
+const WINDOW: usize = 4096;
+
+/// Contents of an item.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// Bytes of this program.
+    Bytes(Vec<u8>),
+    /// Part of a file.
+    Part {
+        /// The file.
+        image: Arc<Image>,
+        /// Where the part begins.
+        offset: u64,
+    },
+}
+
+impl Item {
+    /// A whole file.
+    pub fn whole(image: Arc<Image>) -> Self {
+        Self::Part { image, offset: 0 }
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Part { image, offset } => image.size().saturating_sub(*offset),
+        }
+    }
+
+    /// No bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies what there is from `at` on; the rest of `to` is left.
+    fn read(&self, at: u64, to: &mut [u8]) -> Option<usize> {
+        match self {
+            Self::Bytes(bytes) => {
+                let from = bytes.get(usize::try_from(at).ok()?..)?;
+                let count = from.len().min(to.len());
+                to.get_mut(..count)?.copy_from_slice(from.get(..count)?);
+                Some(count)
+            }
+            Self::Part { image, offset } => image.read_at(to, offset.checked_add(at)?).ok(),
+        }
+    }
+
+    /// Copies `length` bytes from `at` on, which are there, to guest memory.
+    fn copy(&self, at: u64, ram: &GuestRam, address: u64, length: u64) -> Option<()> {
+        match self {
+            Self::Bytes(bytes) => {
+                let start = usize::try_from(at).ok()?;
+                let end = start.checked_add(usize::try_from(length).ok()?)?;
+                ram.write(address, bytes.get(start..end)?).ok()
+            }
+            Self::Part { image, offset } => {
+                ram.load(address, image.file(), offset.checked_add(at)?, length).ok()
+            }
+        }
+    }
+}
+
+/// The items of a device that is being made.
+#[derive(Debug)]
+pub struct Items {
+    keyed: Vec<(u16, Item)>,
+    files: Vec<(String, Item)>,
+}
+
+impl Default for Items {
+    /// The signature and the interface's features.
+    fn default() -> Self {
+        let mut items = Self { keyed: Vec::new(), files: Vec::new() };
+        items.set(key::SIGNATURE, abi::fw_cfg::SIGNATURE);
+        items.set_u32(key::ID, abi::fw_cfg::ID_TRADITIONAL | abi::fw_cfg::ID_DMA);
+        items
+    }
+}
+
+impl Items {
+    /// Sets an item to bytes.
+    pub fn set(&mut self, key: u16, bytes: impl Into<Vec<u8>>) {
+        self.keyed.push((key, Item::Bytes(bytes.into())));
+    }
+
+    /// Sets an item to a number.
+    pub fn set_u16(&mut self, key: u16, value: u16) {
+        self.set(key, value.to_le_bytes());
+    }
+
+    /// Sets an item to a number.
+    pub fn set_u32(&mut self, key: u16, value: u32) {
+        self.set(key, value.to_le_bytes());
+    }
+
+    /// Sets an item to part of a file.
+    pub fn set_item(&mut self, key: u16, item: Item) {
+        self.keyed.push((key, item));
+    }
+
+    /// Adds a file; a later one of the same name takes its place.
+    pub fn add_file(&mut self, name: &str, item: Item) {
+        self.files.retain(|(other, _)| other != name);
+        self.files.push((name.into(), item));
+    }
+
+    /// The names of the files, and their contents.
+    pub fn files(&self) -> &[(String, Item)] {
+        &self.files
+    }
+
+    /// The contents of an item, if there is one.
+    pub fn bytes(&self, key: u16) -> Option<Vec<u8>> {
+        let (_, item) = self.keyed.iter().find(|(other, _)| *other == key)?;
+        let mut bytes = vec![0; usize::try_from(item.len()).ok()?];
+        item.read(0, &mut bytes)?;
+        Some(bytes)
+    }
+
+    /// Numbers the files in the order of their names, and makes the directory of them.
+    fn finish(mut self) -> Vec<(u16, Item)> {
+        self.files.sort_by(|a, b| a.0.cmp(&b.0));
+        let entries = self.files.iter().zip(key::FILE_FIRST..).filter_map(|((name, item), key)| {
+            // The directory has 32 bits for a size; files and names were checked when opened.
+            File::new(name, key, u32::try_from(item.len()).ok()?)
+        });
+        let mut directory = vec![0; 4];
+        let mut count = 0u32;
+        for entry in entries {
+            directory.extend(entry.encode());
+            count += 1;
+        }
+        directory[..4].copy_from_slice(&count.to_be_bytes());
+        self.set(key::FILE_DIR, directory);
+        let files = self.files.into_iter().map(|(_, item)| item);
+        self.keyed.extend((key::FILE_FIRST..).zip(files));
+        self.keyed.sort_by_key(|(key, _)| *key);
+        self.keyed
+    }
+}
+
+/// The device at ports 0x510 to 0x51b.
+pub struct FwCfg {
+    ram: Arc<GuestRam>,
+    items: Vec<(u16, Item)>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    selected: u16,
+    offset: u64,
+    dma_high: u32,
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+impl State {
+    fn select(&mut self, key: u16) {
+        self.selected = key & !WRITE_CHANNEL;
+        self.offset = 0;
+        self.window.clear();
+    }
+}
+
+impl FwCfg {
+    /// Ports.
+    pub const PORTS: u64 = 12;
+
+    /// A device that serves `items` and reaches into `ram`.
+    pub fn new(items: Items, ram: Arc<GuestRam>) -> Self {
+        Self { ram, items: items.finish(), state: Mutex::default() }
+    }
+
+    fn item(&self, key: u16) -> Option<&Item> {
+        let at = self.items.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+        self.items.get(at).map(|(_, item)| item)
+    }
+
+    fn read_data(&self, state: &mut State) -> u8 {
+        let Some(item) = self.item(state.selected) else { return 0 };
+        let inside = |state: &State| {
+            let at = usize::try_from(state.offset.checked_sub(state.window_at)?).ok()?;
+            state.window.get(at).copied()
+        };
+        let byte = inside(state).or_else(|| {
+            state.window.resize(WINDOW, 0);
+            let count = item.read(state.offset, &mut state.window).unwrap_or(0);
+            state.window.truncate(count);
+            state.window_at = state.offset;
+            inside(state)
+        });
+        if byte.is_some() {
+            state.offset += 1;
+        }
+        byte.unwrap_or(0)
+    }
+
+    /// Does what the descriptor at `address` says, and puts the outcome into it.
+    fn start_dma(&self, state: &mut State, address: u64) {
+        let mut bytes = [0; DmaAccess::SIZE];
+        let outcome = match self.ram.read(address, &mut bytes) {
+            Ok(()) => self.transfer(state, DmaAccess::decode(bytes)),
+            Err(_) => None,
+        };
+        let control = if outcome.is_some() { 0 } else { dma::ERROR };
+        // A descriptor that is nowhere gets no answer.
+        let _ = self.ram.write(address, &control.to_be_bytes());
+    }
+
+    fn transfer(&self, state: &mut State, access: DmaAccess) -> Option<()> {
+        if let Some(key) = access.selector() {
+            state.select(key);
+        }
+        let length = u64::from(access.length);
+        let item = self.item(state.selected);
+        let left = item.map_or(0, |item| item.len().saturating_sub(state.offset));
+        let there = length.min(left);
+        if access.control & dma::READ != 0 {
+            if !self.ram.contains(access.address, length) {
+                return None;
+            }
+            if let Some(item) = item {
+                item.copy(state.offset, &self.ram, access.address, there)?;
+            }
+            self.ram.zero(access.address + there, length - there).ok()?;
+        } else if access.control & dma::WRITE != 0 && length > 0 {
+            // No item is writable.
+            return None;
+        } else if access.control & dma::SKIP == 0 {
+            return Some(());
+        }
+        state.offset += there;
+        Some(())
+    }
+}
+
+impl Device for FwCfg {
+    fn name(&self) -> &'static str {
+        "fw_cfg"
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset < DMA_OFFSET {
+            // Both ports of the combined register read data, a byte at a time.
+            if let (0 | 1, [byte]) = (offset, data) {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                *byte = self.read_data(&mut state);
+            }
+            return;
+        }
+        let signature = usize::try_from(offset - DMA_OFFSET).ok();
+        let signature = signature.and_then(|at| DMA_SIGNATURE.get(at..)).unwrap_or(&[]);
+        for (to, from) in data.iter_mut().zip(signature) {
+            *to = *from;
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Action {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match (offset, data) {
+            (0, &[low, high]) => state.select(u16::from_le_bytes([low, high])),
+            (DMA_OFFSET, &[a, b, c, d]) => state.dma_high = u32::from_be_bytes([a, b, c, d]),
+            (8, &[a, b, c, d]) => {
+                let low = u32::from_be_bytes([a, b, c, d]);
+                let high = std::mem::take(&mut state.dma_high);
+                self.start_dma(&mut state, u64::from(high) << 32 | u64::from(low));
+            }
+            // Writes to the data register did something before QEMU 2.4.
+            _ => {}
+        }
+        Action::None
+    }
+}
+
+#[cfg(test)]
+mod tests;

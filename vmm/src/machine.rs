@@ -1,0 +1,174 @@
+//! A virtual machine: its set-up from top to bottom, and a run of it.
+#![expect(unsafe_code, reason = "guest memory becomes KVM's memory slots")]
+
+use std::sync::Arc;
+
+use abi::layout;
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_msi,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::accel::{self, broken};
+use crate::acpi;
+use crate::board::Board;
+use crate::boot::{self, InitState};
+use crate::bus::Overlap;
+use crate::config::Config;
+use crate::cpuid::{self, Topology};
+use crate::devices::ioapic::{Message, Messages};
+use crate::devices::serial::Com1;
+use crate::fw_cfg::FwCfg;
+use crate::image::Images;
+use crate::memory::{self, GuestRam};
+use crate::trace::Trace;
+use crate::vcpu::{self, End, Vcpu};
+
+/// Why a machine cannot be set up or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] accel::Error),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// The boot.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// Two devices at one place.
+    #[error("-device: {0}")]
+    Overlap(#[from] Overlap),
+    /// A CPU.
+    #[error(transparent)]
+    Cpu(#[from] vcpu::Error),
+}
+
+/// A virtual machine, ready to run.
+pub struct Machine {
+    // In the order of their end: CPUs and VM before the memory that they use.
+    cpus: Vec<Vcpu>,
+    board: Board<Injector>,
+    _vm: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+    state: InitState,
+}
+
+impl Machine {
+    /// Sets a machine up. The order of the ioctls matters by milliseconds: memory before
+    /// interrupt chips and CPUs, and nothing with event descriptors before either.
+    pub fn new(config: &Config, images: &Images, com1: &Arc<Com1>) -> Result<Self, Error> {
+        let kvm = accel::open()?;
+        let vm = Arc::new(accel::create_vm(&kvm)?);
+        if accel::is_intel() {
+            place_kvm_pages(&vm)?;
+        }
+        let bios_size = images.bios.as_ref().map(|bios| bios.size());
+        let ram = Arc::new(GuestRam::new(config.memory, bios_size)?);
+        give_memory(&vm, &ram)?;
+        split_irqchip(&vm)?;
+        let mut cpus = create_cpus(&kvm, &vm, config.cpus)?;
+
+        let source = boot::Source {
+            images,
+            command_line: &config.append,
+            memory: config.memory,
+            cpus: config.cpus,
+            acpi: &acpi::Tables::new(config.cpus),
+        };
+        let (state, items) = boot::prepare(&source, &ram)?;
+        if let Some(first) = cpus.first_mut() {
+            first.load(&state)?;
+        }
+        let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
+        let board = Board::new(config, fw_cfg, com1, Injector(vm.clone()))?;
+        Ok(Self { cpus, board, _vm: vm, ram, state })
+    }
+
+    /// Runs the guest to its end.
+    pub fn run(&mut self, trace: &mut Option<Trace>) -> Result<End, Error> {
+        if let Some(trace) = trace {
+            trace.enter_guest(self.state.direct, &self.state.placed);
+        }
+        // One CPU runs on the thread that set it up.
+        let Some(cpu) = self.cpus.first_mut() else { return Ok(End::PowerOff) };
+        let end = cpu.run(&self.board, &self.ram, trace);
+        if let Some(trace) = trace {
+            trace.kvm_exits(cpu.kvm_exits());
+        }
+        Ok(end?)
+    }
+}
+
+/// KVM on Intel needs four pages of the guest's address space for real mode.
+fn place_kvm_pages(vm: &VmFd) -> Result<(), accel::Error> {
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(broken("placing its identity map"))?;
+    let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
+    vm.set_tss_address(tss).map_err(broken("placing its TSS"))
+}
+
+fn give_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), accel::Error> {
+    for (number, slot) in (0..).zip(ram.slots()) {
+        let region = kvm_userspace_memory_region {
+            slot: number,
+            flags: 0,
+            guest_phys_addr: slot.guest.start(),
+            memory_size: slot.guest.len(),
+            userspace_addr: slot.host,
+        };
+        // SAFETY: the memory is `ram`'s, which is mapped until `ram` is dropped; `Machine` drops
+        // CPUs and VM before it.
+        unsafe { vm.set_user_memory_region(region) }.map_err(broken("giving it memory"))?;
+    }
+    Ok(())
+}
+
+/// Local APICs in the kernel, I/O APIC here.
+fn split_irqchip(vm: &VmFd) -> Result<(), accel::Error> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    cap.args[0] = layout::IOAPIC_PINS.into();
+    vm.enable_cap(&cap).map_err(broken("splitting the interrupt chip (Linux 4.4 can)"))
+}
+
+fn create_cpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>, Error> {
+    let mut cpuid =
+        kvm.get_supported_cpuid(cpuid::ENTRIES_MAX).map_err(broken("reading its CPUID"))?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let create = |id| {
+        cpuid::fit(&mut cpuid, Topology { id, cpus }, tsc_deadline);
+        Ok(Vcpu::new(vm, id, &cpuid)?)
+    };
+    (0..cpus).map(create).collect()
+}
+
+/// Hands the I/O APIC's messages to KVM. What KVM refuses (a message to nobody, say) is lost, as
+/// on hardware.
+struct Injector(Arc<VmFd>);
+
+impl Messages for Injector {
+    fn send(&self, message: Message) {
+        let Message { address, data } = message;
+        let _ = self.0.signal_msi(kvm_msi { address_lo: address, data, ..Default::default() });
+    }
+
+    fn watch(&self, levels: &[(u32, Message)]) {
+        let routes: Vec<_> = levels.iter().map(|(pin, message)| route(*pin, *message)).collect();
+        if let Ok(routes) = KvmIrqRouting::from_entries(&routes) {
+            let _ = self.0.set_gsi_routing(&routes);
+        }
+    }
+}
+
+fn route(pin: u32, message: Message) -> kvm_irq_routing_entry {
+    let Message { address, data } = message;
+    let msi = kvm_irq_routing_msi { address_lo: address, data, ..Default::default() };
+    kvm_irq_routing_entry {
+        gsi: pin,
+        type_: KVM_IRQ_ROUTING_MSI,
+        u: kvm_irq_routing_entry__bindgen_ty_1 { msi },
+        ..Default::default()
+    }
+}
