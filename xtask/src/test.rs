@@ -26,6 +26,10 @@ const KERNEL: &str = "MICROVM_KERNEL";
 /// The lab's wall time for a whole suite.
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
 
+const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "--bins"];
+const HOST_TESTS: [&str; 5] =
+    ["--package=regression", "--lib", "--test=image", "--test=contract", "--test=messages"];
+
 /// Runs the job; the status is 1 when a test failed.
 pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     let mut choice = Choice::Auto;
@@ -51,27 +55,15 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         Choice::Fixed(ground) => ground,
     };
     let tests = Tests { kernel };
-    let suites = [
-        tests.run("unit and property tests", Place::Host, &["--workspace", "--exclude=regression"]),
-        tests.run(
-            "image, contract, messages",
-            Place::Host,
-            &[
-                "--package=regression",
-                "--lib",
-                "--test=image",
-                "--test=contract",
-                "--test=messages",
-            ],
-        ),
-        tests.run(
-            "payload under microvm",
-            payload.into(),
-            &["--package=regression", "--test=payload"],
-        ),
-        tests.run("our BIOS under QEMU", Place::Host, &["--package=regression", "--test=qemu"]),
-        tests.run("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
+    let suites: [(&str, Place, &[&str]); 6] = [
+        ("unit and property tests", Place::Host, &UNIT_TESTS),
+        ("image, contract, messages", Place::Host, &HOST_TESTS),
+        ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
+        ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
+        ("our BIOS under QEMU", Place::Host, &["--package=regression", "--test=qemu"]),
+        ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
     ];
+    let suites = suites.map(|(name, place, arguments)| tests.run(name, place, arguments));
     summarize(&suites.into_iter().collect::<Result<Vec<_>>>()?)
 }
 
@@ -165,9 +157,12 @@ impl Tests {
         lab_run.timeout = LAB_LIMIT;
         lab_run.environment.extend(self.environment()?);
         let dist = workspace::target("dist")?;
-        let shell = PathBuf::from("/bin/sh");
-        for file in [&dist, &self.kernel, &shell] {
-            lab_run.files.push(Carried { host: file.clone(), guest: file.clone() });
+        // The VMM's own tests run the binary that cargo built for them.
+        let debug_vmm = workspace::target("debug")?.join(build::MICROVM);
+        for file in [dist, self.kernel.clone(), debug_vmm, PathBuf::from("/bin/sh")] {
+            if file.exists() {
+                lab_run.files.push(Carried { host: file.clone(), guest: file });
+            }
         }
         let outcome = lab::capture(&lab_run)?;
         let output = String::from_utf8_lossy(&outcome.stdout);
