@@ -68,8 +68,8 @@ impl Default for Map {
 }
 
 impl Map {
-    /// Entries at the most. `boot_params.e820_table` has 128; microVMs use less than ten.
-    pub const CAPACITY: usize = 64;
+    /// Entries at the most. `boot_params.e820_table` has 128; machines of QEMU use less than ten.
+    pub const CAPACITY: usize = 32;
 
     /// A map with nothing in it.
     pub const fn new() -> Self {
@@ -80,19 +80,25 @@ impl Map {
     /// The map in the contents of `etc/e820`. RAM is entered first, so that a reserved entry
     /// wins over RAM wherever it stands in the file.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let mut map = Self::new();
+        map.take_in(bytes)?;
+        Ok(map)
+    }
+
+    /// Takes in the contents of `etc/e820`, in place: see [`Self::parse`].
+    pub fn take_in(&mut self, bytes: &[u8]) -> Result<(), Error> {
         if !bytes.len().is_multiple_of(Entry::SIZE) {
             return Err(Error::Length(bytes.len()));
         }
-        let mut map = Self::new();
         for ram_pass in [true, false] {
             for (index, raw) in bytes.chunks_exact(Entry::SIZE).enumerate() {
                 let entry = decode(raw).ok_or(Error::Wraps(index))?;
                 if (entry.kind == kind::RAM) == ram_pass {
-                    map.set(entry.range, entry.kind)?;
+                    self.set(entry.range, entry.kind)?;
                 }
             }
         }
-        Ok(map)
+        Ok(())
     }
 
     /// The entries, ascending.
@@ -141,22 +147,27 @@ impl Map {
     /// Makes `range` a hole: no memory of any kind.
     pub fn remove(&mut self, range: Range) -> Result<(), Error> {
         let mut at = 0;
-        while at < self.len {
+        while at < self.len && self.entries[at].range.start() < range.end() {
             let Entry { range: old, kind } = self.entries[at];
-            if !old.overlaps(range) {
+            if old.end() <= range.start() {
                 at += 1;
                 continue;
             }
-            self.take(at);
-            if old.start() < range.start() {
-                let left = Range::between(old.start(), range.start());
-                self.insert(at, Entry { range: left, kind })?;
-                at += 1;
-            }
-            if range.end() < old.end() {
-                let right = Range::between(range.end(), old.end());
-                self.insert(at, Entry { range: right, kind })?;
-                at += 1;
+            let left =
+                (old.start() < range.start()).then(|| Range::between(old.start(), range.start()));
+            let right = (range.end() < old.end()).then(|| Range::between(range.end(), old.end()));
+            match (left, right) {
+                (Some(left), Some(right)) => {
+                    self.entries[at].range = left;
+                    return self.insert(at + 1, Entry { range: right, kind });
+                }
+                (Some(part), None) | (None, Some(part)) => {
+                    self.entries[at].range = part;
+                    at += 1;
+                }
+                (None, None) => {
+                    self.take(at);
+                }
             }
         }
         Ok(())
@@ -245,7 +256,7 @@ mod tests {
     fn refuses_what_is_no_map() {
         assert_eq!(Map::parse(&[0; 21]), Err(Error::Length(21)));
         assert_eq!(Map::parse(&file(&[(0, 1, 1), (u64::MAX, 2, 1)])), Err(Error::Wraps(1)));
-        let many: Vec<_> = (0..65).map(|i| (i * 0x2000, 0x1000, 1)).collect();
+        let many: Vec<_> = (0..33).map(|i| (i * 0x2000, 0x1000, 1)).collect();
         assert_eq!(Map::parse(&file(&many)), Err(Error::TooMany));
     }
 

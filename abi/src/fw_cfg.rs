@@ -191,7 +191,17 @@ impl File {
 
 /// Compares a NUL-padded name with `name`.
 pub fn name_matches(padded: &[u8; FILE_NAME_SIZE], name: &str) -> bool {
-    padded.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+    // A loop that ends at the first difference: most names differ early, and a call to compare
+    // memory costs more than that.
+    let mut rest = padded.iter();
+    name.bytes().all(|byte| rest.next() == Some(&byte)) && rest.next() == Some(&0)
+}
+
+/// Compares two NUL-padded names, bytes behind the NUL included.
+pub fn same_name(a: &[u8; FILE_NAME_SIZE], b: &[u8; FILE_NAME_SIZE]) -> bool {
+    // In words, up to the first that differs; 56 bytes are seven of them.
+    let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+    words.into_iter().all(|(a, b)| u64::from_le_bytes(*a) == u64::from_le_bytes(*b))
 }
 
 #[cfg(test)]
@@ -228,6 +238,10 @@ mod tests {
         assert!(!file.is_named("etc/e82"));
         assert!(!file.is_named("etc/e8200"));
         assert!(!name_matches(&[b'a'; FILE_NAME_SIZE], "a"), "no NUL, no name");
+        assert!(same_name(&file.name, &file.name));
+        assert!(!same_name(&file.name, &File::new("etc/e821", 0x20, 0).unwrap().name));
+        let long = |last| File::new(&format!("{}{last}", "x".repeat(54)), 0x20, 0).unwrap().name;
+        assert!(!same_name(&long('a'), &long('b')));
         assert_eq!(File::new(&"x".repeat(FILE_NAME_SIZE), 0x20, 0), None);
     }
 }

@@ -15,7 +15,8 @@ use crate::tables::load_tables;
 pub fn boot<M: Machine>(machine: &mut M) -> Result<Launch, Error> {
     machine.out8(ports::POST, post::FIRMWARE_START);
     let mut fw_cfg = FwCfg::probe(machine)?;
-    let mut map = extract_e820(&mut fw_cfg)?;
+    let mut map = Map::new();
+    extract_e820(&mut fw_cfg, &mut map)?;
     let rsdp = load_tables(&mut fw_cfg, &mut map)?;
     if rsdp == 0 {
         load_mp_table(&mut fw_cfg)?;
@@ -29,14 +30,14 @@ pub fn boot<M: Machine>(machine: &mut M) -> Result<Launch, Error> {
 }
 
 /// The host's memory map, less what a PC has below 1 MiB.
-fn extract_e820<M: Machine>(fw_cfg: &mut FwCfg<'_, M>) -> Result<Map, Error> {
+fn extract_e820<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Result<(), Error> {
     let file = fw_cfg.find(file::E820).ok_or(Error::NoE820)?;
-    let mut map = Map::parse(&fw_cfg.read_file(&file)?)?;
+    map.take_in(&fw_cfg.read_file(&file)?)?;
     // Everything the firmware writes below 1 MiB lies in RAM that the host promised: boot
     // parameters and heap low down, tables in the E-segment.
     if !map.is_ram(layout::LOW_RAM) || !map.is_ram(layout::ACPI_TABLES) {
         return Err(Error::Placement(abi::placement::Error::LowMemory));
     }
     map.reserve_legacy()?;
-    Ok(map)
+    Ok(())
 }

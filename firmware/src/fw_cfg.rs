@@ -28,7 +28,7 @@ enum Access {
 const FILES_MAX: u32 = 4096;
 /// Files in the first read of the directory. Reading past its end gives zeroes, so that one
 /// transfer serves every usual host.
-const FIRST_READ: usize = 32;
+const FIRST_READ: usize = 24;
 /// Bytes of the count in front of the directory.
 const COUNT_SIZE: usize = 4;
 

@@ -4,8 +4,7 @@
 //! EBDA, where kernels look first; the table itself, which grows with the CPUs, to the segment
 //! that ACPI tables would take.
 
-use alloc::vec::Vec;
-
+use abi::bytes::{put, sum8};
 use abi::fw_cfg::key;
 use abi::layout;
 use abi::range::Range;
@@ -17,6 +16,9 @@ use crate::machine::Machine;
 /// APIC ids are a byte here, and 255 addresses all of them.
 const CPUS_MAX: u32 = 254;
 const ISA_IRQS: u8 = 16;
+/// Bytes of the table's header, and where its checksum is.
+const HEADER: usize = 44;
+const CHECKSUM_AT: usize = 7;
 /// The version of an integrated local APIC and of its I/O APIC.
 const APIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x11;
@@ -40,11 +42,10 @@ pub fn load_mp_table<M: Machine>(fw_cfg: &mut FwCfg<'_, M>) -> Result<(), Error>
     fw_cfg.read(key::NB_CPUS, &mut cpus)?;
     let cpus = u32::from(u16::from_le_bytes(cpus)).clamp(1, CPUS_MAX);
     let irq0_override = fw_cfg.read_u32(key::IRQ0_OVERRIDE)? != 0;
-    let table = table(cpus, irq0_override);
     let at = layout::ACPI_TABLES.start();
-    // The largest table is under 6 KiB, by the clamp above; the area has 64.
-    let range = Range::new(at, table.len() as u64).ok_or(Error::HeapFull(table.len()))?;
-    fw_cfg.machine().memory(range).copy_from_slice(&table);
+    // The largest table is under 6 KiB, by the clamp above; the area has more.
+    let range = Range::new(at, size(cpus, irq0_override)).ok_or(Error::HeapFull(0))?;
+    write_table(fw_cfg.machine().memory(range), cpus, irq0_override);
     let pointer = Range::between(layout::EBDA.start(), layout::EBDA.start() + 16);
     fw_cfg.machine().memory(pointer).copy_from_slice(&floating_pointer(at));
     Ok(())
@@ -59,20 +60,26 @@ fn floating_pointer(table: u64) -> [u8; 16] {
     bytes
 }
 
-fn table(cpus: u32, irq0_override: bool) -> Vec<u8> {
-    let mut entries = Vec::new();
-    let mut count: u16 = 0;
-    let mut add = |entry: &[u8]| {
-        entries.extend_from_slice(entry);
-        count += 1;
-    };
+/// Bytes of the table: 20 a processor, 8 any other entry.
+fn size(cpus: u32, irq0_override: bool) -> u64 {
+    (HEADER as u64) + 20 * u64::from(cpus) + 8 * u64::from(other_entries(irq0_override))
+}
+
+/// Bus, I/O APIC, ISA interrupts, two local interrupts.
+fn other_entries(irq0_override: bool) -> u16 {
+    2 + u16::from(ISA_IRQS) - u16::from(irq0_override) + 2
+}
+
+/// Fills `table`, which has exactly [`size`] bytes.
+fn write_table(table: &mut [u8], cpus: u32, irq0_override: bool) {
+    let mut rest = Entries(table.get_mut(HEADER..).unwrap_or_default());
     for cpu in 0..cpus {
-        add(&processor(cpu.to_le_bytes()[0]));
+        rest.add(processor(cpu.to_le_bytes()[0]));
     }
-    add(&[BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
+    rest.add([BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let io_apic = cpus.to_le_bytes()[0];
     let [a, b, c, d, ..] = layout::IOAPIC.to_le_bytes();
-    add(&[IO_APIC, io_apic, IO_APIC_VERSION, 1, a, b, c, d]);
+    rest.add([IO_APIC, io_apic, IO_APIC_VERSION, 1, a, b, c, d]);
     for irq in 0..ISA_IRQS {
         // The override puts IRQ 0 on pin 2, whose own interrupt does not exist on ISA.
         let pin = match irq {
@@ -80,11 +87,27 @@ fn table(cpus: u32, irq0_override: bool) -> Vec<u8> {
             2 if irq0_override => continue,
             irq => irq,
         };
-        add(&[IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic, pin]);
+        rest.add([IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic, pin]);
     }
-    add(&[LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
-    add(&[LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, 0xff, 1]);
-    with_header(&entries, count)
+    rest.add([LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
+    rest.add([LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, 0xff, 1]);
+    // At most 254 processors: both fit 16 bits.
+    let count = u16::try_from(cpus).unwrap_or(u16::MAX) + other_entries(irq0_override);
+    write_header(table, count);
+}
+
+/// What is left of the table to be filled.
+struct Entries<'a>(&'a mut [u8]);
+
+impl Entries<'_> {
+    /// Adds an entry. What does not fit is not there: `size` and a test see to it that all does.
+    fn add<const N: usize>(&mut self, entry: [u8; N]) {
+        let rest = core::mem::take(&mut self.0);
+        if let Some((slot, rest)) = rest.split_first_chunk_mut() {
+            *slot = entry;
+            self.0 = rest;
+        }
+    }
 }
 
 fn processor(apic_id: u8) -> [u8; 20] {
@@ -100,32 +123,41 @@ fn processor(apic_id: u8) -> [u8; 20] {
     entry
 }
 
-fn with_header(entries: &[u8], count: u16) -> Vec<u8> {
-    const HEADER: usize = 44;
-    // Under 64 KiB, by CPUS_MAX.
-    let length = u16::try_from(HEADER + entries.len()).unwrap_or(u16::MAX);
-    let mut table = Vec::new();
-    table.extend_from_slice(b"PCMP");
-    table.extend_from_slice(&length.to_le_bytes());
-    table.extend_from_slice(&[4, 0]);
-    table.extend_from_slice(b"MICROVM BIOS        ");
-    table.extend_from_slice(&[0; 6]);
-    table.extend_from_slice(&count.to_le_bytes());
+fn write_header(table: &mut [u8], count: u16) {
+    let length = u16::try_from(table.len()).unwrap_or(u16::MAX).to_le_bytes();
+    let count = count.to_le_bytes();
     let [a, b, c, d, ..] = layout::LOCAL_APIC.to_le_bytes();
-    table.extend_from_slice(&[a, b, c, d, 0, 0, 0, 0]);
-    table.extend_from_slice(entries);
-    table[7] = checksum(&table);
-    table
+    let mut header = [0; HEADER];
+    for (at, bytes) in [
+        (0, &b"PCMP"[..]),
+        (4, &length),
+        // Revision 1.4; the checksum behind it comes last.
+        (6, &[4]),
+        (8, b"MICROVM BIOS        "),
+        (34, &count),
+        (36, &[a, b, c, d]),
+    ] {
+        let _ = put(&mut header, at, bytes);
+    }
+    let _ = put(table, 0, &header);
+    let sum = checksum(table);
+    let _ = put(table, CHECKSUM_AT, &[sum]);
 }
 
 fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
+    0u8.wrapping_sub(sum8(bytes))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use abi::bytes::{get_u16, get_u32};
+
+    fn table(cpus: u32, irq0_override: bool) -> Vec<u8> {
+        let mut table = vec![0xee; size(cpus, irq0_override).try_into().unwrap()];
+        write_table(&mut table, cpus, irq0_override);
+        table
+    }
 
     #[test]
     fn the_checksums_are_right_and_the_counts_true() {

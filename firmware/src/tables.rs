@@ -6,8 +6,9 @@
 
 use alloc::vec::Vec;
 
+use abi::bytes::sum8;
 use abi::e820::{Map, kind};
-use abi::fw_cfg::file;
+use abi::fw_cfg::{file, name_matches, same_name};
 use abi::layout;
 use abi::placement::plan_tables;
 use abi::range::{Range, align_up};
@@ -79,7 +80,7 @@ impl<M: Machine> Linker<'_, '_, M> {
                 Ok(())
             }
             Command::AddChecksum { file, offset, start, length } => {
-                let sum = self.field(&file, start, length)?.iter().fold(0, wrapping_sum);
+                let sum = sum8(self.field(&file, start, length)?);
                 let checksum = self.field(&file, offset, 1)?;
                 checksum[0] = checksum[0].wrapping_sub(sum);
                 Ok(())
@@ -97,10 +98,11 @@ impl<M: Machine> Linker<'_, '_, M> {
     }
 
     fn allocate(&mut self, name: Name, alignment: u32, zone: Zone) -> Result<(), Failure> {
-        if self.loaded.iter().any(|l| l.name == name) {
+        if self.loaded.iter().any(|l| same_name(&l.name, &name)) {
             return Err(TableError::AllocatedTwice.into());
         }
-        let file = self.fw_cfg.files().find(|f| f.name == name).ok_or(TableError::NoFile)?;
+        let file =
+            self.fw_cfg.files().find(|f| same_name(&f.name, &name)).ok_or(TableError::NoFile)?;
         // An RSDP is found on 16-byte boundaries only (ACPI 6.5, 5.2.5.1).
         let alignment = u64::from(alignment.max(16));
         let size = u64::from(file.size);
@@ -132,7 +134,8 @@ impl<M: Machine> Linker<'_, '_, M> {
 
     /// Writes `bytes` to `offset` in the host's file `name`, which need not be loaded.
     fn write_back(&mut self, name: &Name, offset: u32, bytes: &[u8]) -> Result<(), Failure> {
-        let file = self.fw_cfg.files().find(|f| f.name == *name).ok_or(TableError::NoFile)?;
+        let file =
+            self.fw_cfg.files().find(|f| same_name(&f.name, name)).ok_or(TableError::NoFile)?;
         let end = u64::from(offset) + bytes.len() as u64;
         if end > u64::from(file.size) {
             return Err(TableError::OutOfBounds.into());
@@ -143,7 +146,7 @@ impl<M: Machine> Linker<'_, '_, M> {
     fn find(&self, name: &Name) -> Result<Range, TableError> {
         self.loaded
             .iter()
-            .find(|l| l.name == *name)
+            .find(|l| same_name(&l.name, name))
             .map(|l| l.range)
             .ok_or(TableError::NotAllocated)
     }
@@ -162,13 +165,9 @@ impl<M: Machine> Linker<'_, '_, M> {
     fn rsdp(&self) -> u64 {
         self.loaded
             .iter()
-            .find(|l| abi::fw_cfg::name_matches(&l.name, file::ACPI_RSDP))
+            .find(|l| name_matches(&l.name, file::ACPI_RSDP))
             .map_or(0, |l| l.range.start())
     }
-}
-
-fn wrapping_sum(sum: u8, byte: &u8) -> u8 {
-    sum.wrapping_add(*byte)
 }
 
 /// Adds `value` to the little-endian integer that fills `field`, 8 bytes at most.

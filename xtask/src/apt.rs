@@ -12,14 +12,28 @@ pub fn tool(program: &str, package: &str) -> Result<PathBuf> {
     if let Some(found) = process::find(program) {
         return Ok(found);
     }
+    install(package, program)?;
+    process::find(program).with_context(|| format!("{package} was installed without {program}"))
+}
+
+/// A file of a package, likewise.
+pub fn file(path: &Path, package: &str) -> Result<PathBuf> {
+    if !path.exists() {
+        install(package, &path.display().to_string())?;
+    }
+    path.canonicalize().with_context(|| format!("{package} was installed without it"))
+}
+
+/// Installs `package` as root, for the sake of `missing`.
+fn install(package: &str, missing: &str) -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {package}");
     if process::find("apt-get").is_none() {
-        bail!("{program} is missing, and so is apt-get: install {program} by other means");
+        bail!("{missing} is missing, and so is apt-get: install {missing} by other means");
     }
     if !rustix::process::getuid().is_root() {
-        bail!("{program} is missing; this installs it: sudo {install}");
+        bail!("{missing} is missing; this installs it: sudo {install}");
     }
-    eprintln!("apt: installing {package} for {program}");
+    eprintln!("apt: installing {package} for {missing}");
     let attempt = || {
         let mut words = install.split(' ');
         let mut command = Command::new(words.next().unwrap_or_default());
@@ -31,7 +45,7 @@ pub fn tool(program: &str, package: &str) -> Result<PathBuf> {
         update()?;
         attempt()?;
     }
-    process::find(program).with_context(|| format!("{package} was installed without {program}"))
+    Ok(())
 }
 
 /// The packages that `package` depends on outright; none when apt does not know it.

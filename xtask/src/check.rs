@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{build, process, tidy, workspace};
+use crate::{build, cost, process, tidy, workspace};
 
 /// Runs all checks; the first that fails is the error.
 pub fn main() -> Result<()> {
@@ -16,6 +16,8 @@ pub fn main() -> Result<()> {
     for package in ["firmware", "payload"] {
         build::lint_freestanding(package)?;
     }
+    eprintln!("check: the firmware's budget");
+    cost::check()?;
     eprintln!("check: the rules of this repository");
     tidy::main()
 }

@@ -9,6 +9,7 @@ mod apt;
 mod boot;
 mod build;
 mod check;
+mod cost;
 mod fetch;
 mod ground;
 mod image;
@@ -39,6 +40,7 @@ usage: cargo xtask JOB
                    runs a command in a Linux that has a real /dev/kvm (lab --help)
   ground [--host auto|kvm|lab]
                    says where guests can run here, and why
+  firmware-cost    exits, instructions and memory of our BIOS, qboot and SeaBIOS
   check            formatting, lints and the rules of this repository
   tidy             the rules of this repository alone
 ";
@@ -57,7 +59,9 @@ fn main() -> ExitCode {
 
 /// Runs a job; what it returns is our exit status.
 fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
-    if !matches!(job, "boot" | "measure" | "test" | "lab" | "ground") && !arguments.is_empty() {
+    if !matches!(job, "boot" | "measure" | "test" | "lab" | "ground" | "firmware-cost")
+        && !arguments.is_empty()
+    {
         bail!("{job} takes no arguments");
     }
     match job {
@@ -71,6 +75,7 @@ fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
         "build-guest" => build::build_initramfs().map(|_| 0),
         "lab" => lab::main(arguments),
         "ground" => ground::main(arguments).map(|()| 0),
+        "firmware-cost" => cost::main(&arguments).map(|()| 0),
         "check" => check::main().map(|()| 0),
         "tidy" => tidy::main().map(|()| 0),
         "help" | "-h" | "--help" => {
