@@ -18,6 +18,8 @@ pub enum Error {
     Dma(u16),
     /// A file directory of this many entries.
     Directory(u32),
+    /// This item goes where only DMA reaches, and the device has none.
+    NeedsDma(u16),
     /// No file `etc/e820`.
     NoE820,
     /// A memory map that is none.
@@ -65,6 +67,7 @@ impl Error {
             Self::NoFwCfg => 10,
             Self::Dma(_) => 11,
             Self::Directory(_) => 12,
+            Self::NeedsDma(_) => 13,
             Self::NoE820 => 20,
             Self::E820(_) => 21,
             Self::TableLoader(..) => 30,
@@ -91,6 +94,10 @@ impl fmt::Display for Error {
             Self::HeapFull(size) => write!(f, "no heap left for a fw_cfg file of {size} bytes"),
             Self::NoFwCfg => write!(f, "this machine has no fw_cfg device at port 0x510"),
             Self::Dma(item) => write!(f, "fw_cfg reports an error for item {item:#x}"),
+            Self::NeedsDma(item) => write!(
+                f,
+                "fw_cfg has no DMA, and item {item:#x} goes above 1 GiB: give less memory (-m 1G)"
+            ),
             Self::Directory(count) => write!(f, "fw_cfg lists {count} files, more than can be"),
             Self::NoE820 => write!(f, "fw_cfg has no file etc/e820, so there is no memory map"),
             Self::E820(e820::Error::Length(n)) => {

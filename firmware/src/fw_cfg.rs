@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 
 use abi::bytes::array;
 use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, SIGNATURE, dma, key, select_and};
-use abi::ports;
 use abi::range::Range;
+use abi::{layout, ports};
 
 use crate::error::Error;
 use crate::machine::Machine;
@@ -73,6 +73,10 @@ impl<'m, M: Machine> FwCfg<'m, M> {
     /// Copies the item's first bytes straight to guest-physical `range`.
     pub fn load(&mut self, item: u16, range: Range) -> Result<(), Error> {
         if self.access == Access::Ports {
+            // Byte by byte, the firmware must reach the place itself.
+            if range.end() > layout::IDENTITY_MAPPED {
+                return Err(Error::NeedsDma(item));
+            }
             self.machine.out16(ports::FW_CFG_SELECTOR, item);
             return self.load_by_port(range);
         }

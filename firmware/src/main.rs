@@ -28,7 +28,10 @@ extern "C" fn rust_main() -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     use firmware::error::PANIC_CODE;
-    console::stop(&mut hardware::Hardware, PANIC_CODE, format_args!("firmware bug: {info}"))
+    let (file, line) = info.location().map_or(("", 0), |place| (place.file(), place.line()));
+    let message = info.message();
+    let reason = format_args!("firmware bug at {file}:{line}: {message}");
+    console::stop(&mut hardware::Hardware, PANIC_CODE, reason)
 }
 
 /// The host has no use for this program; `cargo xtask build-firmware` builds the image.

@@ -105,6 +105,15 @@ fn a_machine_without_fw_cfg_is_named() {
     assert_eq!(stopped(&mut machine(Flavour::Absent)), Error::NoFwCfg);
 }
 
+/// Without DMA the firmware copies by itself, and it maps the first GiB.
+#[test]
+fn without_dma_what_goes_above_the_map_is_refused() {
+    let mut model = machine(Flavour::Ports);
+    let mut fw_cfg = FwCfg::probe(&mut model).unwrap();
+    let above = Range::new(layout::IDENTITY_MAPPED - 1, 2).unwrap();
+    assert_eq!(fw_cfg.load(key::INITRD_DATA, above), Err(Error::NeedsDma(key::INITRD_DATA)));
+}
+
 #[test]
 fn a_failing_transfer_names_its_item() {
     for item in [key::FILE_DIR, key::SETUP_DATA, key::KERNEL_DATA, key::INITRD_DATA] {
@@ -346,6 +355,7 @@ fn every_error_has_its_own_number_and_fits_a_line() {
         Error::NoFwCfg,
         Error::Dma(1),
         Error::Directory(1),
+        Error::NeedsDma(1),
         Error::NoE820,
         Error::E820(abi::e820::Error::TooMany),
         Error::TableLoader(0, TableError::NoFile),

@@ -120,7 +120,8 @@ fn give_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), accel::Error> {
             userspace_addr: slot.host,
         };
         // SAFETY: the memory is `ram`'s, which is mapped until `ram` is dropped; `Machine` drops
-        // CPUs and VM before it.
+        // its CPUs before it, and a VM without CPUs (COM1's interrupt line may hold it a little
+        // longer) touches no memory: KVM lets go of pages when they are unmapped.
         unsafe { vm.set_user_memory_region(region) }.map_err(broken("giving it memory"))?;
     }
     Ok(())

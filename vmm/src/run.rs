@@ -25,7 +25,7 @@ pub enum Error {
     #[error(transparent)]
     Machine(#[from] machine::Error),
     /// The firmware.
-    #[error("the firmware gave up: its own line on the serial port says why")]
+    #[error("the firmware gave up: its line on COM1 says why (-serial stdio shows it)")]
     Firmware,
 }
 
@@ -52,9 +52,9 @@ pub enum Status {
 /// files, COM1's two ends, the trace.
 pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error> {
     let images = Images::open(config)?;
-    warn_about_kvm(&images);
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
     let mut machine = Machine::new(config, &images, &com1)?;
+    warn_about_kvm(&images);
     if trace.is_some() {
         signals::catch();
     }

@@ -65,6 +65,11 @@ impl Choice {
     }
 }
 
+/// Whether there is a /dev/kvm that this user can run anything on, be it interpreted.
+pub fn is_kvm_usable(microvm: &Path) -> Result<bool> {
+    Ok(!probe(microvm)?.1.contains("unavailable"))
+}
+
 /// Asks the VMM, which tries what /dev/kvm does with a little ring-0 code.
 fn probe(microvm: &Path) -> Result<(Ground, String)> {
     let answer = process::output(Command::new(microvm).args(["-accel", "help"]))?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser};
 
-use crate::ground::{Choice, Ground};
+use crate::ground::{self, Choice, Ground};
 use crate::lab::{self, Carried, LabRun};
 use crate::{build, fetch, process, workspace};
 
@@ -47,10 +47,11 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     build::build_all()?;
     fetch::qemu()?;
     let kernel = fetch::kernel()?.vmlinuz;
-    let linux = choice.ground(&workspace::product(build::MICROVM)?)?;
-    // The payload runs on every /dev/kvm, interpreting or not.
+    let microvm = workspace::product(build::MICROVM)?;
+    let linux = choice.ground(&microvm)?;
+    // The payload runs on every /dev/kvm that can be used at all, interpreting or not.
     let payload = match choice {
-        Choice::Auto if PathBuf::from("/dev/kvm").exists() => Ground::Kvm,
+        Choice::Auto if ground::is_kvm_usable(&microvm)? => Ground::Kvm,
         Choice::Auto => Ground::Lab,
         Choice::Fixed(ground) => ground,
     };

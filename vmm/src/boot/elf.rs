@@ -47,8 +47,14 @@ pub fn load(image: &Image, ram: &GuestRam) -> Result<Loaded, Error> {
         .map_err(|error| refused(error.to_string()))?;
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => {
-            let entry = u32::try_from(entry.0).map_err(|_| refused("its entry is odd".into()))?;
-            Ok(Loaded { range, entry })
+            let inside = Range::new(entry.0, 1).is_some_and(|first| range.contains(first));
+            match u32::try_from(entry.0) {
+                Ok(entry) if inside => Ok(Loaded { range, entry }),
+                _ => Err(refused(format!(
+                    "its PVH entry {:#x} is not in its segments: the file is damaged",
+                    entry.0
+                ))),
+            }
         }
         _ => Err(refused(
             "it has no PVH entry note: build it with CONFIG_PVH=y, or give its bzImage".into(),
