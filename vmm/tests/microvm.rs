@@ -177,7 +177,8 @@ fn a_failed_firmware_is_an_error() {
     let code = Code::default().print("why").out(0x80, 0xef).raw(&[0xeb, 0xfe]);
     let outcome = run_bios(&code, &[]);
     check(&outcome, 1, "why");
-    let line = "microvm: the firmware gave up: its own line on the serial port says why\n";
+    let line =
+        "microvm: the firmware gave up: its line on COM1 says why (-serial stdio shows it)\n";
     assert_eq!(outcome.stderr, line);
 }
 
