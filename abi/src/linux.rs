@@ -18,6 +18,8 @@ const _: () = assert!(BOOT_PARAMS_SIZE as u64 == PAGE);
 pub const HEADER_END: usize = 0x290;
 /// A sector, the unit of `setup_sects`.
 pub const SECTOR: u32 = 512;
+/// The unit of `syssize`.
+const PARAGRAPH: u64 = 16;
 /// Entry of the 64-bit protocol, from the start of the protected-mode part.
 pub const ENTRY_64_OFFSET: u64 = 0x200;
 /// Code segment selector that both protocols ask for (`__BOOT_CS`).
@@ -47,6 +49,7 @@ mod offset {
     pub const EXT_RAMDISK_SIZE: usize = 0x0c4;
     pub const E820_ENTRIES: usize = 0x1e8;
     pub const SETUP_SECTS: usize = 0x1f1;
+    pub const SYSSIZE: usize = 0x1f4;
     pub const BOOT_FLAG: usize = 0x1fe;
     pub const JUMP_LENGTH: usize = 0x201;
     pub const MAGIC: usize = 0x202;
@@ -87,6 +90,8 @@ pub enum Error {
     Truncated,
     /// An ELF file, for example a vmlinux.
     Elf,
+    /// Bytes that the header promises and the file does not have.
+    CutOff(u64),
     /// Neither `HdrS` nor anything else that is known.
     NoMagic,
     /// A protocol before 2.02 (value: the version).
@@ -101,6 +106,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Truncated => write!(f, "the file ends within its setup header"),
+            Self::CutOff(missing) => write!(f, "it is cut off: {missing} bytes are missing"),
             Self::Elf => write!(f, "it is an ELF file where a bzImage is needed"),
             Self::NoMagic => write!(f, "it has no HdrS magic, so it is no bzImage"),
             Self::TooOld(v) => {
@@ -120,6 +126,8 @@ impl core::error::Error for Error {}
 pub struct SetupHeader {
     /// Bytes of the real-mode part: the protected-mode part starts here in the file.
     pub setup_size: u32,
+    /// Bytes of the protected-mode part, rounded up to a paragraph; 0 when it does not say.
+    promised_size: u64,
     /// Protocol version, 0x020c for 2.12.
     pub version: u16,
     /// `xloadflags`, 0 before 2.12.
@@ -189,6 +197,13 @@ impl SetupHeader {
         };
         Ok(Self {
             setup_size: (sectors + 1) * SECTOR,
+            promised_size: match version {
+                // Two bytes before 2.04.
+                ..0x0204 => 0,
+                _ => {
+                    u64::from(get_u32(image, offset::SYSSIZE).ok_or(Error::Truncated)?) * PARAGRAPH
+                }
+            },
             version,
             xloadflags,
             initrd_addr_max: since(0x0203, INITRD_ADDR_MAX_OLD, offset::INITRD_ADDR_MAX)?,
@@ -210,6 +225,15 @@ impl SetupHeader {
     /// reads `ext_ramdisk_image`.
     pub fn can_load_above_4g(&self) -> bool {
         self.has_64_bit_entry() && self.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0
+    }
+
+    /// Whether a protected-mode part of `size` bytes is all that the header promises.
+    pub fn check_size(&self, size: u64) -> Result<(), Error> {
+        // The promise is in whole paragraphs.
+        match self.promised_size.saturating_sub(size) {
+            ..PARAGRAPH => Ok(()),
+            missing => Err(Error::CutOff(missing)),
+        }
     }
 
     /// What the placement has to know, for a protected-mode part of `size` bytes.
@@ -377,6 +401,15 @@ mod tests {
         assert_eq!((ipxe.kernel_alignment, ipxe.relocatable), (1, false));
         let four = SetupHeader::parse(&with(offset::SETUP_SECTS, &[0])).unwrap();
         assert_eq!(four.setup_size, 5 * 512);
+    }
+
+    #[test]
+    fn a_file_shorter_than_its_header_says_is_cut_off() {
+        let header = SetupHeader::parse(&with(offset::SYSSIZE, &[2, 0, 0, 0])).unwrap();
+        assert_eq!(header.check_size(32), Ok(()));
+        assert_eq!(header.check_size(17), Ok(()), "less than a paragraph");
+        assert_eq!(header.check_size(16), Err(Error::CutOff(16)));
+        assert_eq!(SetupHeader::parse(&image()).unwrap().check_size(0), Ok(()), "no promise");
     }
 
     #[test]

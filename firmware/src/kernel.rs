@@ -60,7 +60,9 @@ pub fn load_kernel<M: Machine>(
         Err(error) => return Err(error.into()),
     };
     let protocol = choose_protocol(choice, &header)?;
-    let mut kernel = header.kernel(fw_cfg.read_u32(key::KERNEL_SIZE)?.into());
+    let size = fw_cfg.read_u32(key::KERNEL_SIZE)?.into();
+    header.check_size(size)?;
+    let mut kernel = header.kernel(size);
     // The 16-bit protocol has 32 bits for the initrd's address.
     kernel.initrd_above_4g &= protocol != Entry::Bits16;
     let initrd_size = fw_cfg.read_u32(key::INITRD_SIZE)?.into();

@@ -49,18 +49,35 @@ fn a_file_that_is_missing_or_no_kernel_is_named() {
     check(&["-bios", bios.to_str().unwrap(), "-kernel", "/"], &["/"]);
 }
 
+/// Opening a pipe waits for its other end: it must be refused before that.
+#[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let path = pipe.to_str().unwrap();
+    let payload = product("payload.bzImage");
+    check(&["-kernel", path], &[path, "regular file"]);
+    check(&["-bios", path], &[path, "regular file"]);
+    check(&["-kernel", payload.to_str().unwrap(), "-initrd", path], &[path, "regular file"]);
+}
+
 /// A header that no loader can follow is refused before the machine is made, on both paths.
 #[test]
 fn a_kernel_with_a_broken_header_is_told_what_is_broken() {
     let bios = product("bios-microvm.bin");
-    let mut image = std::fs::read(product("payload.bzImage")).unwrap();
-    image[0x206..0x208].copy_from_slice(&[1, 2]);
-    let kernel = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(kernel.path(), image).unwrap();
-    let path = kernel.path().to_str().unwrap();
-    let said = "boot protocol 2.01 is older than 2.02";
-    check(&["-kernel", path], &[path, said]);
-    check(&["-bios", bios.to_str().unwrap(), "-kernel", path], &[path, said]);
+    for (at, bytes, said) in [
+        (0x206, &[1u8, 2][..], "boot protocol 2.01 is older than 2.02"),
+        (0x1f4, &[0, 0, 1, 0], "it is cut off"),
+    ] {
+        let mut image = std::fs::read(product("payload.bzImage")).unwrap();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        let kernel = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(kernel.path(), image).unwrap();
+        let path = kernel.path().to_str().unwrap();
+        check(&["-kernel", path], &[path, said]);
+        check(&["-bios", bios.to_str().unwrap(), "-kernel", path], &[path, said]);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -66,7 +66,9 @@ impl Image {
     /// Opens `path`; `what` is the option that named it.
     pub fn open(what: &'static str, path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Read { what, path: path.into(), source };
-        let file = File::open(path).map_err(failed)?;
+        // A pipe without a writer would block the open itself, before it can be refused.
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
             return Err(Error::NoFile { what, path: path.into() });
@@ -144,6 +146,8 @@ impl Kernel {
                 return Err(no_kernel(abi::linux::Error::Truncated));
             }
             Ok(header) => {
+                let size = image.size - u64::from(header.setup_size);
+                header.check_size(size).map_err(no_kernel)?;
                 let setup = image.head(u64::from(header.setup_size))?;
                 Format::BzImage(header, setup)
             }

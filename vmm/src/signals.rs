@@ -30,7 +30,7 @@ static IMMEDIATE_EXIT: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 static CAUGHT: AtomicBool = AtomicBool::new(false);
 
 /// The signals that end a process, which leave a terminal or a trace to take care of.
-const SIGNALS: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, WAKE];
+const SIGNALS: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, WAKE];
 /// Interrupts the vCPU on behalf of another thread.
 const WAKE: i32 = libc::SIGUSR1;
 
