@@ -16,6 +16,8 @@ fn main() {
     for (symbol, value) in [
         ("BIOS_START", layout::BIOS_LOW.start()),
         ("BIOS_SIZE", layout::BIOS_SIZE),
+        ("SMBIOS_ANCHOR", layout::SMBIOS_ANCHOR.start()),
+        ("SMBIOS_ANCHOR_END", layout::SMBIOS_ANCHOR.end()),
         ("DATA_START", layout::FIRMWARE_DATA.start()),
         ("DATA_END", layout::FIRMWARE_DATA.end()),
     ] {

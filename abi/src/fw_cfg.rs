@@ -73,6 +73,12 @@ pub mod file {
     pub const ACPI_RSDP: &str = "etc/acpi/rsdp";
     /// All other ACPI tables.
     pub const ACPI_TABLES: &str = "etc/acpi/tables";
+    /// The SMBIOS anchor, without the address of its tables.
+    pub const SMBIOS_ANCHOR: &str = "etc/smbios/smbios-anchor";
+    /// The SMBIOS structures.
+    pub const SMBIOS_TABLES: &str = "etc/smbios/smbios-tables";
+    /// The end of what the host keeps above 4 GiB for memory that comes later, u64.
+    pub const RESERVED_MEMORY_END: &str = "etc/reserved-memory-end";
     /// Which entry our firmware takes into the kernel: `32` or `64`, in ASCII.
     pub const ENTRY: &str = "opt/org.microvm/entry";
 }

@@ -31,11 +31,16 @@ pub const EBDA: Range = Range::between(0x9_fc00, 0xa_0000);
 pub const VIDEO_HOLE: Range = Range::between(0xa_0000, 0xc_0000);
 /// Where ACPI tables go when they fit: the E-segment, RAM behind a 64 KiB BIOS. A 32-bit kernel
 /// scans for the RSDP from 0xe0000 (ACPI 6.5, 5.2.5.1).
-pub const ACPI_TABLES: Range = Range::between(0xe_0000, 0xe_f800);
+pub const ACPI_TABLES: Range = Range::between(0xe_0000, 0xe_c000);
+/// Where SMBIOS structures go when they fit, on machines that have them.
+pub const SMBIOS_TABLES: Range = Range::between(0xe_c000, 0xe_f800);
 /// What the firmware's real-mode services answer from.
 pub const REAL_MODE_DATA: Range = Range::between(0xe_f800, 0xf_0000);
 /// The alias of the BIOS image below 1 MiB.
 pub const BIOS_LOW: Range = Range::between(0xf_0000, 0x10_0000);
+/// Where the SMBIOS anchor goes, in a part of the image's alias that the image leaves free: kernels
+/// scan the F-segment for it (SMBIOS 3.7, 5.2).
+pub const SMBIOS_ANCHOR: Range = Range::between(0xf_fe80, 0xf_fec0);
 /// What the firmware and a direct boot take out of RAM below 1 MiB.
 pub const LEGACY_HOLE: Range = Range::between(0xa_0000, 0x10_0000);
 /// Everything below 1 MiB that is RAM, save the EBDA.
@@ -90,13 +95,31 @@ pub const IOAPIC_PINS: u32 = 24;
 /// The local APIC.
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 
+/// Where BARs go below 4 GiB on pc, less what RAM takes of it.
+pub const PCI_MEMORY: Range = Range::between(0x8000_0000, IOAPIC);
+/// The same on q35, where MMCONFIG comes first.
+pub const Q35_PCI_MEMORY: Range = Range::between(Q35_MMCONFIG.end(), IOAPIC);
+/// PCI configuration space as memory, 256 buses, on q35.
+pub const Q35_MMCONFIG: Range = Range::between(0xb000_0000, 0xc000_0000);
+/// Where 64-bit BARs go when they do not fit below 4 GiB: the first place above all RAM. The end is
+/// what any CPU with so large a machine can address.
+pub const PCI_MEMORY_HIGH: Range = Range::between(FOUR_GIB, 1 << 39);
+/// Where I/O BARs go, if they fit: above all that pc and q35 have in I/O space.
+pub const PCI_IO: Range = Range::between(0xc000, 0x1_0000);
+/// Where they go if not: below what they have for hotplug, above everything ISA.
+pub const PCI_IO_LARGE: Range = Range::between(0x1000, 0xa000);
+/// The ICH9's root complex registers.
+pub const Q35_RCBA: u64 = 0xfed1_c000;
+/// The ACPI power management registers in I/O space, where QEMU's tables say they are.
+pub const PM_BASE: u16 = 0x600;
+
 /// Three pages for KVM's real-mode TSS on Intel (KVM_SET_TSS_ADDR), outside RAM and the BIOS.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 /// KVM's identity-map page on Intel (KVM_SET_IDENTITY_MAP_ADDR), outside RAM and the BIOS.
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// The areas below 1 MiB in ascending order; none may reach into the next.
-const LOW_AREAS: [Range; 12] = [
+const LOW_AREAS: [Range; 13] = [
     PVH_INFO,
     BOOT_PARAMS,
     PAGE_TABLES,
@@ -107,6 +130,7 @@ const LOW_AREAS: [Range; 12] = [
     FIRMWARE_HEAP,
     EBDA,
     ACPI_TABLES,
+    SMBIOS_TABLES,
     REAL_MODE_DATA,
     BIOS_LOW,
 ];
@@ -120,6 +144,9 @@ const _: () = {
     assert!(BOOT_PARAMS.len() == PAGE && BOOT_PARAMS.start().is_multiple_of(PAGE));
     assert!(BIOS_LOW.len() == BIOS_SIZE && BIOS_HIGH.len() == BIOS_SIZE);
     assert!(BIOS_LOW.end() == HIGH_RAM_START && LEGACY_HOLE.end() == HIGH_RAM_START);
+    assert!(BIOS_LOW.contains(SMBIOS_ANCHOR) && SMBIOS_ANCHOR.start().is_multiple_of(16));
+    assert!(PCI_MEMORY.end() <= IOAPIC && Q35_MMCONFIG.end() <= Q35_PCI_MEMORY.start());
+    assert!(PCI_MEMORY.contains(Q35_PCI_MEMORY));
     assert!(KVM_IDENTITY_MAP + PAGE <= KVM_TSS && KVM_TSS + 3 * PAGE <= BIOS_HIGH.start());
     assert!(GED_REGISTERS + GED_REGISTERS_SIZE <= VIRTIO_MMIO && VIRTIO_MMIO < IOAPIC);
     assert!(LOW_RAM_MAX <= GED && IOAPIC + IOAPIC_SIZE <= LOCAL_APIC);

@@ -11,6 +11,7 @@ pub mod e820;
 pub mod fw_cfg;
 pub mod layout;
 pub mod linux;
+pub mod pci;
 pub mod placement;
 pub mod ports;
 pub mod post;

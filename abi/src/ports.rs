@@ -1,8 +1,8 @@
 //! I/O ports: every one of them, once.
 
-/// The first 8259 interrupt controller's command port.
+/// The first 8259 interrupt controller's command port; its data port follows.
 pub const PIC_PRIMARY: u16 = 0x20;
-/// The second 8259 interrupt controller's command port.
+/// The second 8259 interrupt controller's command port; its data port follows.
 pub const PIC_SECONDARY: u16 = 0xa0;
 /// The 8042 keyboard controller's data port.
 pub const I8042_DATA: u16 = 0x60;
@@ -29,3 +29,9 @@ pub const FW_CFG_DATA: u16 = 0x511;
 pub const FW_CFG_DMA_HIGH: u16 = 0x514;
 /// fw_cfg's DMA address register, low half, big-endian; writing it starts the transfer.
 pub const FW_CFG_DMA_LOW: u16 = 0x518;
+/// Which of the second 8259's inputs are levels and which edges, a bit each (ELCR2).
+pub const ELCR_SECONDARY: u16 = 0x4d1;
+/// The address register of PCI configuration mechanism 1 (PCI 3.0, 3.2.2.3.2).
+pub const PCI_ADDRESS: u16 = 0xcf8;
+/// The data register of PCI configuration mechanism 1.
+pub const PCI_DATA: u16 = 0xcfc;

@@ -4,6 +4,7 @@ use abi::e820::Map;
 use abi::fw_cfg::file;
 use abi::{layout, ports, post};
 
+use crate::chipset::set_up_chipset;
 use crate::error::Error;
 use crate::fw_cfg::FwCfg;
 use crate::kernel::{Launch, load_kernel};
@@ -17,6 +18,8 @@ pub fn boot<M: Machine>(machine: &mut M) -> Result<Launch, Error> {
     let mut fw_cfg = FwCfg::probe(machine)?;
     let mut map = Map::new();
     extract_e820(&mut fw_cfg, &mut map)?;
+    // Before the tables: the host describes in them what it finds set up.
+    set_up_chipset(&mut fw_cfg, &mut map)?;
     let rsdp = load_tables(&mut fw_cfg, &mut map)?;
     if rsdp == 0 {
         load_mp_table(&mut fw_cfg)?;

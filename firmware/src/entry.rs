@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "assembly that Rust cannot check")]
 
 use abi::linux::{BOOT_CS, BOOT_DS, Entry, SETUP_STACK};
-use abi::{layout, ports};
+use abi::{layout, pci, ports, post};
+use firmware::error::NO_SHADOW_CODE;
 use firmware::kernel::Launch;
 
 /// The GDT's selector of 32-bit code, on the way up and down.
@@ -26,6 +27,17 @@ core::arch::global_asm!(
     I8042_COMMAND = const ports::I8042_COMMAND,
     I8042_RESET = const ports::I8042_RESET,
     BIOS_SEGMENT = const BIOS_SEGMENT,
+    ALIAS_TO_HIGH = const layout::BIOS_HIGH.start() - layout::BIOS_LOW.start(),
+    PCI_ADDRESS = const ports::PCI_ADDRESS,
+    PCI_DATA = const ports::PCI_DATA,
+    ID_I440FX = const pci::I440FX,
+    ID_Q35 = const pci::Q35,
+    PAM_I440FX = const pci::I440FX_PAM,
+    PAM_Q35 = const pci::Q35_PAM,
+    POST = const ports::POST,
+    POST_FAILED = const post::FIRMWARE_FAILED,
+    DEBUG_EXIT = const ports::DEBUG_EXIT,
+    ERROR_NO_SHADOW = const NO_SHADOW_CODE,
     options(att_syntax)
 );
 

@@ -88,6 +88,9 @@ impl Error {
 /// The number of a bug in this firmware.
 pub const PANIC_CODE: u8 = 1;
 
+/// The number that `start.S` leaves, without a line, where the image finds no RAM to run in.
+pub const NO_SHADOW_CODE: u8 = 3;
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -14,17 +14,24 @@ use x86_64::instructions::port::Port;
 static HEAP: LockedHeap = LockedHeap::empty();
 
 /// The machine itself.
-pub struct Hardware;
+pub struct Hardware {
+    host_bridge: u32,
+}
 
 impl Hardware {
     /// The machine, with the heap ready. For `rust_main`, which runs once.
-    pub fn take() -> Self {
+    pub fn take(host_bridge: u32) -> Self {
         let area = layout::FIRMWARE_HEAP;
         let (start, size) = (pointer(area.start()), length(area));
         // SAFETY: `layout` gives these bytes to the heap and to nothing else; they are RAM on
         // every machine with 640 KiB; this runs before the first allocation, once.
         unsafe { HEAP.lock().init(start, size) };
-        Self
+        Self { host_bridge }
+    }
+
+    /// The machine once more, for the last words of a panic: nothing else runs then.
+    pub fn take_again() -> Self {
+        Self { host_bridge: 0 }
     }
 }
 
@@ -47,6 +54,16 @@ impl Machine for Hardware {
     fn out16(&mut self, port: u16, value: u16) {
         // SAFETY: the only one is fw_cfg's selector, which does not touch memory.
         unsafe { Port::new(port).write(value) }
+    }
+
+    fn out32(&mut self, port: u16, value: u32) {
+        // SAFETY: only PCI configuration takes 32 bits: BARs and windows go where the memory map
+        // has nothing, by `bars`, and bus mastering is left to those who start transfers.
+        unsafe { Port::new(port).write(value) }
+    }
+
+    fn host_bridge(&self) -> u32 {
+        self.host_bridge
     }
 
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {

@@ -3,6 +3,8 @@
 //! Reading order: `boot` is the plot; `fw_cfg` reads from the host, `tables` links ACPI (or
 //! `mp_table` stands in for it), `kernel` loads and describes a bzImage, `pvh` an ELF. `machine` is
 //! the seam behind which ports and memory are; the binary's `hardware` stands there, or a test.
+//! On pc and q35 `chipset` sets up what microVMs do not have: [`pci`] does the buses,
+//! `smbios` places the tables.
 //! Where things go is decided by [`abi::placement`], which the VMM's direct boot uses too.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -10,6 +12,7 @@
 extern crate alloc;
 
 pub mod boot;
+pub mod chipset;
 pub mod error;
 pub mod fw_cfg;
 pub mod kernel;
@@ -17,6 +20,7 @@ pub mod machine;
 pub mod mp_table;
 pub mod pvh;
 pub mod real_mode;
+pub mod smbios;
 pub mod tables;
 
 #[cfg(test)]

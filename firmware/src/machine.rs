@@ -15,6 +15,11 @@ pub trait Machine {
     fn out8(&mut self, port: u16, value: u8);
     /// Writes 16 bits to `port`.
     fn out16(&mut self, port: u16, value: u16);
+    /// Writes 32 bits to `port`: PCI configuration, on machines that have it.
+    fn out32(&mut self, port: u16, value: u32);
+    /// The id of the PCI host bridge, if `start.S` had to look for one to get RAM for the image;
+    /// 0 on microVMs, where it had not.
+    fn host_bridge(&self) -> u32;
     /// One fw_cfg DMA transfer with `control` (bits of [`abi::fw_cfg::dma`]) from or to `buffer`.
     /// Returns the control word that the device leaves: 0 when all went well.
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32;

@@ -11,13 +11,15 @@ mod entry;
 #[cfg(firmware)]
 mod hardware;
 
-/// Called by `start.S` in long mode, once.
+/// Called by `start.S` in long mode, once. The host bridge is for [`Machine::host_bridge`].
+///
+/// [`Machine::host_bridge`]: firmware::machine::Machine::host_bridge
 #[cfg(firmware)]
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "start.S calls this symbol by its name")]
-extern "C" fn rust_main() -> ! {
+extern "C" fn rust_main(host_bridge: u32) -> ! {
     // This is the only call, and nothing was allocated or borrowed before it.
-    let mut machine = hardware::Hardware::take();
+    let mut machine = hardware::Hardware::take(host_bridge);
     match firmware::boot::boot(&mut machine) {
         Ok(launch) => entry::enter(launch),
         Err(error) => console::stop(&mut machine, error.code(), format_args!("{error}")),
@@ -31,7 +33,7 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let (file, line) = info.location().map_or(("", 0), |place| (place.file(), place.line()));
     let message = info.message();
     let reason = format_args!("firmware bug at {file}:{line}: {message}");
-    console::stop(&mut hardware::Hardware, PANIC_CODE, reason)
+    console::stop(&mut hardware::Hardware::take_again(), PANIC_CODE, reason)
 }
 
 /// The host has no use for this program; `cargo xtask build-firmware` builds the image.

@@ -37,6 +37,13 @@ pub struct Model {
     /// Every port write and DMA: what would be exits.
     pub exits: usize,
     pub posts: Vec<u8>,
+    /// What `start.S` says of it.
+    pub host_bridge: u32,
+    /// Registers of PCI configuration space, by what selects them.
+    pub config: BTreeMap<u32, u32>,
+    config_address: u32,
+    /// Bytes written to the chipset's own ports.
+    pub chipset_writes: Vec<(u16, u8)>,
 }
 
 impl Model {
@@ -52,6 +59,10 @@ impl Model {
             offset: 0,
             exits: 0,
             posts: Vec::new(),
+            host_bridge: 0,
+            config: BTreeMap::new(),
+            config_address: 0,
+            chipset_writes: Vec::new(),
         };
         model.items.insert(key::SIGNATURE, SIGNATURE.to_vec());
         let dma = if flavour == Flavour::Ports { 0 } else { ID_DMA };
@@ -145,6 +156,12 @@ impl Machine for Model {
 
     fn in32(&mut self, port: u16) -> u32 {
         self.exits += 1;
+        if port == ports::PCI_DATA {
+            let selected = |offset| self.config.get(&(self.config_address & !0xff | offset));
+            let value = selected(self.config_address & 0xff).copied();
+            // Without an id there is no function; a register that is not there is 0.
+            return value.unwrap_or(if selected(0).is_some() { 0 } else { u32::MAX });
+        }
         assert_eq!(port, ports::FW_CFG_DMA_HIGH);
         let [q, e, m, u, ..] = DMA_SIGNATURE;
         match self.flavour {
@@ -156,14 +173,35 @@ impl Machine for Model {
 
     fn out8(&mut self, port: u16, value: u8) {
         self.exits += 1;
-        assert_eq!(port, ports::POST);
-        self.posts.push(value);
+        match port {
+            ports::POST => self.posts.push(value),
+            _ if self.host_bridge != 0 => self.chipset_writes.push((port, value)),
+            _ => panic!("write of port {port:#x}"),
+        }
     }
 
     fn out16(&mut self, port: u16, value: u16) {
         self.exits += 1;
         assert_eq!(port, ports::FW_CFG_SELECTOR);
         self.select(value);
+    }
+
+    fn out32(&mut self, port: u16, value: u32) {
+        self.exits += 1;
+        assert_ne!(self.host_bridge, 0, "a microVM has no port {port:#x}");
+        match port {
+            ports::PCI_ADDRESS => self.config_address = value,
+            ports::PCI_DATA => {
+                if let Some(register) = self.config.get_mut(&self.config_address) {
+                    *register = value;
+                }
+            }
+            _ => panic!("write of port {port:#x}"),
+        }
+    }
+
+    fn host_bridge(&self) -> u32 {
+        self.host_bridge
     }
 
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {

@@ -4,12 +4,15 @@
 #   1. Real mode, caches off (CR0.CD and CR0.NW set), interrupts off.
 #   2. CS.base = 0xffff0000, IP = 0xfff0: the image as it is mapped below 4 GiB. The other
 #      segments have base 0.
-#   3. The same bytes are visible at BIOS_START below 1 MiB, where they are linked.
+#   3. Below 1 MiB, at BIOS_START, where the image is linked, there is RAM with the same bytes (a
+#      microVM), their read-only alias (pc and q35), or RAM with anything (a host that maps the image
+#      once). Nothing there is used before it is known; see `shadow`.
 #   4. The contents of RAM are unknown: after a reset, what the last kernel left.
 # On exit, at `rust_main`:
 #   1. Long mode, the first GiB identity-mapped, CS = BOOT_CS, other segments = BOOT_DS: what a
 #      64-bit kernel asks for, so entering one needs no further switch.
 #   2. .bss is zero, the stack is at DATA_END, interrupts are off.
+#   3. The image at BIOS_START is RAM. EDI is the PCI host bridge's id where that took work, else 0.
 #
 # A kernel that restarts the machine "by the BIOS" jumps to the reset vector in real mode, with
 # devices and CPU as they are (Linux does so on hardware-reduced ACPI). That is no reset, and the host
@@ -28,6 +31,26 @@
 .set CR4_OSXMMEXCPT, 1 << 10
 .set MSR_EFER, 0xc0000080
 .set EFER_LME, 1 << 8
+.set CPUID_MTRR, 1 << 12
+.set MSR_MTRR_DEFAULT, 0x2ff
+.set MTRR_ENABLED, 1 << 11
+.set MTRR_WRITE_BACK, 6
+
+# What `mark` holds in the image, in RAM once the firmware has started there, and in RAM when the
+# image is to be fetched anew.
+.set MARK_FRESH, 0x6d766d62
+.set MARK_STARTED, 0x21766d62
+.set MARK_STALE, 0
+
+# A dword of PCI configuration space of 0:0.0 (PCI 3.0, 3.2.2.3.2).
+.set PCI_ENABLE, 1 << 31
+# PAM registers, 0:0.0 (82441FX datasheet, 3.2.17; 3 Series MCH datasheet, 5.1.16): the F-segment
+# has the upper nibble of the first, the E-segment the sixth and seventh. 3 is RAM for reads and
+# writes.
+.set PAM_E_LOW, 5
+.set PAM_E_HIGH, 6
+.set PAM_RAM_F, 0x30
+.set PAM_RAM_E, 0x33
 
 .set PTE_PRESENT, 1 << 0
 .set PTE_WRITABLE, 1 << 1
@@ -51,13 +74,13 @@ reset_vector:
 start16:
     cli
     # CS.base makes the offset of a linear address its low 16 bits.
-    lgdtl %cs:(gdt_pointer - {BIOS_START})
+    lgdtl %cs:(high_gdt_pointer - {BIOS_START})
     # The whole register: PE on, and CD and NW off with the same write.
     mov $(CR0_PE | CR0_ET), %eax
     mov %eax, %cr0
-    ljmpl ${CODE32}, $start32
+    ljmpl ${CODE32}, $(start32 + {ALIAS_TO_HIGH})
 
-# ---- 32-bit protected mode, running in the alias below 1 MiB ----
+# ---- 32-bit protected mode, still in the mapping below 4 GiB ----
 
 .section .start, "ax"
 .code32
@@ -69,11 +92,21 @@ start32:
     # Linux reads FS and GS as they are; null selectors would be legal only in long mode.
     mov %eax, %fs
     mov %eax, %gs
-    # The host restores the image when it resets the machine: a mark in it shows a second entry.
-    # (Where the image is read-only, every entry looks like the first.)
-    cmpb $0, entered
-    jne reset_machine
-    movb $1, entered
+    xor %ebp, %ebp
+    # A mark in the image shows whether it is there, whether it is RAM, and whether this is a second
+    # entry: a host that has the image in RAM restores it when it resets the machine.
+    cmpl $MARK_FRESH, mark
+    jne not_fresh
+    movl $MARK_STARTED, mark
+    cmpl $MARK_STARTED, mark
+    jne shadow
+in_ram:
+    lgdt gdt_pointer
+    ljmpl ${CODE32}, $start32_low
+
+# ---- 32-bit protected mode, in RAM below 1 MiB ----
+
+start32_low:
     mov $pml4, %eax
     mov %eax, %cr3
     # The SSE bits cost nothing and forgive a compiler that uses SSE.
@@ -87,9 +120,76 @@ start32:
     mov %eax, %cr0
     ljmpl ${BOOT_CS}, $start64
 
+# Running in the mapping below 4 GiB: the image is not, or not as RAM, at BIOS_START.
+not_fresh:
+    cmpl $MARK_STARTED, mark
+    je reset_machine
+
+# Makes RAM of the segments E and F where a chipset must be told, and copies there what the image
+# uses. EBP becomes the host bridge's id: all-ones where there is no PCI.
+shadow:
+    mov $PCI_ENABLE, %eax
+    mov ${PCI_ADDRESS}, %dx
+    out %eax, %dx
+    mov ${PCI_DATA}, %dx
+    in %dx, %eax
+    mov %eax, %ebp
+    mov ${PAM_I440FX}, %ebx
+    cmp ${ID_I440FX}, %eax
+    je 1f
+    mov ${PAM_Q35}, %ebx
+    cmp ${ID_Q35}, %eax
+    jne 2f
+1:
+.macro set_pam index, value
+    lea \index(%ebx), %ecx
+    mov %ecx, %eax
+    and $~3, %eax
+    or $PCI_ENABLE, %eax
+    mov ${PCI_ADDRESS}, %dx
+    out %eax, %dx
+    and $3, %ecx
+    lea {PCI_DATA}(%ecx), %edx
+    mov $\value, %al
+    out %al, %dx
+.endm
+    set_pam 0, PAM_RAM_F
+    set_pam PAM_E_LOW, PAM_RAM_E
+    set_pam PAM_E_HIGH, PAM_RAM_E
+    # Where nobody set up memory types, no memory is cached, and kernels leave the PAT alone.
+    mov $1, %eax
+    cpuid
+    test $CPUID_MTRR, %edx
+    jz 2f
+    mov $MSR_MTRR_DEFAULT, %ecx
+    mov $(MTRR_ENABLED | MTRR_WRITE_BACK), %eax
+    xor %edx, %edx
+    wrmsr
+2:  cld
+    mov $({BIOS_START} + {ALIAS_TO_HIGH}), %esi
+    mov ${BIOS_START}, %edi
+    mov $image_words, %ecx
+    rep movsl
+    mov $(start16 + {ALIAS_TO_HIGH}), %esi
+    mov $start16, %edi
+    mov $start16_words, %ecx
+    rep movsl
+    movl $MARK_STARTED, mark
+    cmpl $MARK_STARTED, mark
+    je in_ram
+    # There is no RAM at BIOS_START, so nothing that could print.
+    mov ${POST_FAILED}, %al
+    out %al, ${POST}
+    mov ${ERROR_NO_SHADOW}, %al
+    out %al, ${DEBUG_EXIT}
+3:  hlt
+    jmp 3b
+
 # Resets the machine by what it has: ACPI's reset register, the keyboard controller, or a CPU that
 # cannot go on, which no host ignores.
 reset_machine:
+    # A chipset's reset may leave RAM at BIOS_START as it is: the next entry must be a first one.
+    movl $MARK_STALE, mark
     movb ${GED_RESET_VALUE}, {GED_RESET}
     mov ${I8042_RESET}, %al
     out %al, ${I8042_COMMAND}
@@ -107,6 +207,7 @@ start64:
     xor %eax, %eax
     rep stosq
     mov $stack_end, %esp
+    mov %ebp, %edi
     call rust_main
     ud2
 
@@ -196,11 +297,15 @@ gdt32:
 gdt_pointer:
     .short gdt32 - gdt - 1
     .long gdt
+high_gdt_pointer:
+    .short gdt32 - gdt - 1
+    .long gdt + {ALIAS_TO_HIGH}
 no_idt:
     .short 0
     .long 0
-entered:
-    .byte 0
+.balign 4
+mark:
+    .long MARK_FRESH
 gdt32_pointer:
     .short gdt_pointer - gdt32 - 1
     .long gdt32

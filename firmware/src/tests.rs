@@ -409,3 +409,93 @@ proptest! {
         }
     }
 }
+
+/// A q35 with nothing but its host bridge and its LPC bridge, and SMBIOS tables of two structures.
+fn q35() -> Model {
+    let mut model = machine(Flavour::Qemu);
+    model.host_bridge = abi::pci::Q35;
+    for (function, id, class, registers) in [
+        (0u32, abi::pci::Q35, 0x0600_0000, &[0x60, 0x64][..]),
+        (0x1f << 11, abi::pci::ICH9_LPC, 0x0601_0000, &[0x40, 0x44, 0x60, 0x68, 0xf0]),
+    ] {
+        let selector = 1 << 31 | function;
+        model.config.insert(selector, id);
+        model.config.insert(selector | 0x08, class);
+        model.config.extend(registers.iter().map(|register| (selector | register, 0)));
+    }
+    let mut anchor = b"_SM_\0\x1f\x02\x08\x15\0\0\0\0\0\0\0_DMI_".to_vec();
+    anchor.resize(31, 0);
+    put(&mut anchor, 0x1c, &[2, 0, 0x28]).unwrap();
+    model.file(file::SMBIOS_ANCHOR, anchor);
+    model.file(file::SMBIOS_TABLES, b"\x01\x06\x00\x01\x01\0QEMU\0\0\x7f\x04\xff\xfe\0\0".to_vec());
+    model
+}
+
+#[test]
+fn a_chipset_is_set_up() {
+    let mut model = q35();
+    boot(&mut model).unwrap();
+    let register = |device: u32, offset: u32| model.config[&(1 << 31 | device << 11 | offset)];
+    assert_eq!([0x60, 0x64].map(|offset| register(0, offset)), [0xb000_0001, 0]);
+    let seen = [0x40, 0x44, 0x60, 0x68, 0xf0].map(|offset| register(0x1f, offset));
+    assert_eq!(seen, [0x601, 0x80, 0x0b0b_0a0a, 0x0b0b_0a0a, 0xfed1_c001]);
+    let pics = [0x11, 0x08, 0x04, 0x01, 0xff, 0x11, 0x70, 0x02, 0x01, 0xff, 0x0c];
+    let written: Vec<_> = model.chipset_writes.iter().map(|(_, value)| *value).collect();
+    assert_eq!(written, pics);
+    // The kernel's map has MMCONFIG as its last entry.
+    let page = model.ram(layout::BOOT_PARAMS);
+    let last = 0x2d0 + 20 * (usize::from(page[0x1e8]) - 1);
+    assert_eq!((get_u64(page, last), get_u32(page, last + 16)), (Some(0xb000_0000), Some(2)));
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+#[test]
+fn smbios_tables_are_found_from_the_f_segment() {
+    let mut model = q35();
+    boot(&mut model).unwrap();
+    let anchor = model.ram(layout::SMBIOS_ANCHOR);
+    assert!(anchor.starts_with(b"_SM_") && sum(&anchor[..31]) == 0 && sum(&anchor[16..31]) == 0);
+    assert_eq!(anchor[0x1c], 3, "the BIOS's own structure is one more");
+    let size = u64::from(anchor[0x16]);
+    assert_eq!(get_u32(anchor, 0x18).map(u64::from), Some(layout::SMBIOS_TABLES.start()));
+    let tables = model.ram(Range::new(layout::SMBIOS_TABLES.start(), size).unwrap());
+    assert!(tables.starts_with(&[0, 24]) && tables.ends_with(b"\x7f\x04\xff\xfe\0\0"));
+}
+
+#[test]
+fn smbios_tables_of_any_kind_are_placed_or_left_out() {
+    let place = |anchor: Vec<u8>, tables: Vec<u8>| {
+        let mut model = q35();
+        model.file(file::SMBIOS_ANCHOR, anchor);
+        model.file(file::SMBIOS_TABLES, tables);
+        boot(&mut model).unwrap();
+        let area = model.ram(layout::SMBIOS_ANCHOR).to_vec();
+        (area[0] == b'_').then_some(area)
+    };
+    let mut third = b"_SM3_\0\x18\x03\0\0\x01\0".to_vec();
+    third.resize(24, 0);
+    // Too large for its segment, and with a BIOS structure of the user's.
+    let mut tables = vec![0, 24];
+    tables.resize(0x8000, 1);
+    let anchor = place(third.clone(), tables).unwrap();
+    assert_eq!((sum(&anchor[..24]), get_u32(&anchor, 12)), (0, Some(0x8000)));
+    assert_eq!(get_u64(&anchor, 16), Some(32 * MIB - 0x8000));
+    assert!(place(third, Vec::new()).is_some());
+    let hostile = |anchor: &[u8]| place(anchor.to_vec(), vec![1, 0, 0, 0]);
+    for anchor in [&b""[..], b"_SM_", b"_SM3_\0\xff", &[b'_'; 31], &[0; 4096]] {
+        assert_eq!(hostile(anchor), None, "{anchor:x?}");
+    }
+}
+
+#[test]
+fn another_host_bridge_is_left_alone() {
+    for id in [u32::MAX, 0x0d57_8086] {
+        let mut model = machine(Flavour::Qemu);
+        model.host_bridge = id;
+        boot(&mut model).unwrap();
+        assert!(model.chipset_writes.is_empty());
+    }
+}

@@ -156,6 +156,14 @@ impl Machine for Host {
         (self.selected, self.offset) = (value, 0);
     }
 
+    fn out32(&mut self, port: u16, _: u32) {
+        panic!("a microVM has no port {port:#x}");
+    }
+
+    fn host_bridge(&self) -> u32 {
+        0
+    }
+
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {
         self.transfer(control, buffer)
     }

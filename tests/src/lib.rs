@@ -5,6 +5,7 @@
 //! lacks something fails and names it; none is skipped.
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod facts;
 pub mod machine;
 pub mod products;

@@ -45,7 +45,7 @@ pub fn microvm(boot: Boot, memory: &str, kernel: &Path, append: &str) -> Command
     with_kernel(command, kernel, append)
 }
 
-/// QEMU's microvm under emulation with a deterministic clock, with our BIOS.
+/// QEMU under emulation with a deterministic clock, with our BIOS.
 pub fn qemu(machine: &str, memory: &str, kernel: &Path, append: &str) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", machine, "-accel", "tcg", "-icount", "shift=0,sleep=off", "-m", memory]);

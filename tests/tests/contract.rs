@@ -72,6 +72,14 @@ impl Machine for Parts {
         self.fw_cfg.write(offset(port), &value.to_le_bytes());
     }
 
+    fn out32(&mut self, port: u16, _: u32) {
+        panic!("write of port {port:#x}");
+    }
+
+    fn host_bridge(&self) -> u32 {
+        0
+    }
+
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {
         let range = Range::new(BUFFER, buffer.len() as u64).unwrap();
         self.ram.write(range.start(), buffer).unwrap();

@@ -29,6 +29,7 @@ const LAB_LIMIT: Duration = Duration::from_secs(1200);
 const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "--bins"];
 const HOST_TESTS: [&str; 5] =
     ["--package=regression", "--lib", "--test=image", "--test=contract", "--test=messages"];
+const QEMU_TESTS: [&str; 3] = ["--package=regression", "--test=qemu", "--test=qemu_pc"];
 
 /// Runs the job; the status is 1 when a test failed.
 pub fn main(arguments: Vec<OsString>) -> Result<u8> {
@@ -61,7 +62,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("image, contract, messages", Place::Host, &HOST_TESTS),
         ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
-        ("our BIOS under QEMU", Place::Host, &["--package=regression", "--test=qemu"]),
+        ("our BIOS under QEMU", Place::Host, &QEMU_TESTS),
         ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
     ];
     let suites = suites.map(|(name, place, arguments)| tests.run(name, place, arguments));

@@ -27,6 +27,9 @@ pub fn gather() -> Vec<(&'static str, String)> {
         ("acpi", if tables.is_empty() { "no".into() } else { "yes".into() }),
         ("acpi_tables", tables.join(",")),
         ("e820", e820(Path::new("/sys/firmware/memmap"))),
+        ("root", file_system(&read("/proc/mounts"), "/")),
+        ("pci", pci(Path::new("/sys/bus/pci/devices"))),
+        ("smbios", read("/sys/class/dmi/id/bios_vendor")),
         ("initrd_hash", tree_hash::hash_tree(Path::new("/")).unwrap_or_else(|e| e.to_string())),
         ("clocksource", read("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
     ]
@@ -67,6 +70,39 @@ fn memory_kib(meminfo: &str) -> String {
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))
         .unwrap_or_default()
         .to_owned()
+}
+
+/// The type of the file system that is mounted there last.
+fn file_system(mounts: &str, target: &str) -> String {
+    let mut all = mounts.lines().map(|line| line.split_ascii_whitespace());
+    let here = |mount: &mut std::str::SplitAsciiWhitespace<'_>| mount.nth(1) == Some(target);
+    let kind = all.by_ref().filter_map(|mut mount| here(&mut mount).then(|| mount.next())).last();
+    kind.flatten().unwrap_or_default().to_owned()
+}
+
+/// The functions on all PCI buses, sorted: address, vendor and device, and the start of each
+/// address range that it has.
+fn pci(directory: &Path) -> String {
+    let Ok(entries) = fs::read_dir(directory) else { return String::new() };
+    let mut functions: Vec<_> = entries
+        .filter_map(Result::ok)
+        .map(|entry| {
+            let path = entry.path();
+            let ranges = pci_ranges(&read(path.join("resource")));
+            let id = |name: &str| read(path.join(name)).trim_start_matches("0x").to_owned();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            format!("{name} {}:{}{ranges}", id("vendor"), id("device"))
+        })
+        .collect();
+    functions.sort_unstable();
+    functions.join(",")
+}
+
+/// The starts of the base address registers' ranges, from a function's `resource` file.
+fn pci_ranges(resource: &str) -> String {
+    let starts = resource.lines().take(6).filter_map(|line| line.split_ascii_whitespace().next());
+    let starts = starts.map(|start| start.trim_start_matches("0x").trim_start_matches('0'));
+    starts.filter(|start| !start.is_empty()).map(|start| format!(" {start}")).collect()
 }
 
 /// How many numbers a kernel list like `0-3,7` holds.
@@ -139,6 +175,21 @@ mod tests {
     fn finds_the_total_memory() {
         assert_eq!(memory_kib("MemTotal:        1014528 kB\nMemFree: 5 kB\n"), "1014528");
         assert_eq!(memory_kib("MemFree: 5 kB\n"), "");
+    }
+
+    #[test]
+    fn finds_what_is_mounted_last() {
+        let mounts = "none / rootfs rw 0 0\nproc /proc proc rw 0 0\n/dev/vda / ext4 rw 0 0\n";
+        assert_eq!(file_system(mounts, "/"), "ext4");
+        assert_eq!(file_system(mounts, "/sys"), "");
+    }
+
+    #[test]
+    fn lists_where_a_function_decodes() {
+        let none = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
+        let text = format!("0x000000000000c000 0x000000000000c07f 0x0000000000040101\n{none}");
+        assert_eq!(pci_ranges(&text), " c000");
+        assert_eq!(pci_ranges(""), "");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! pid 1 is a line on the console, because what a kernel says about a dead init helps nobody.
 
 pub mod console;
+pub mod disk;
 pub mod facts;
 pub mod lab;
 pub mod mark;

@@ -57,18 +57,30 @@ impl Tables {
         cpus
     }
 
-    fn root(&self) -> Option<&'static [u8]> {
+    /// The XSDT, or the RSDT of an RSDP of ACPI 1.0, and the bytes of an entry in it.
+    fn root(&self) -> Option<(&'static [u8], usize)> {
+        let old = physical(self.rsdp, 20)?;
+        if !old.starts_with(b"RSD PTR ") || sum(old) != 0 {
+            return None;
+        }
+        const REVISION: usize = 15;
+        if old[REVISION] < 2 {
+            return Some((table(get_u32(old, 16)?.into())?, 4));
+        }
         let rsdp = physical(self.rsdp, HEADER)?;
-        let sound = rsdp.starts_with(b"RSD PTR ") && sum(rsdp) == 0 && sum(&rsdp[..20]) == 0;
-        if !sound { None } else { table(get_u64(rsdp, 24)?) }
+        if sum(rsdp) == 0 { Some((table(get_u64(rsdp, 24)?)?, 8)) } else { None }
     }
 
-    /// The XSDT's tables, and the DSDT that the FADT names.
+    /// The tables that are listed, and the DSDT that the FADT names.
     fn tables(&self) -> impl Iterator<Item = &'static [u8]> {
-        let pointers = self.root().and_then(|xsdt| xsdt.get(36..)).unwrap_or_default();
-        let listed = pointers.chunks_exact(8).filter_map(|p| table(get_u64(p, 0)?));
+        let (root, size) = self.root().unwrap_or((&[], 8));
+        let pointers = root.get(36..).unwrap_or_default();
+        let address = move |pointer: &'static [u8]| {
+            if size == 4 { get_u32(pointer, 0).map(u64::from) } else { get_u64(pointer, 0) }
+        };
+        let listed = pointers.chunks_exact(size).filter_map(move |p| table(address(p)?));
         let dsdt = listed.clone().find(|t| t.starts_with(b"FACP")).and_then(|fadt| {
-            // X_DSDT, or DSDT when that is 0 (ACPI 6.5, table 5.9).
+            // X_DSDT, or DSDT when that is 0 or the table too old for it (ACPI 6.5, table 5.9).
             match get_u64(fadt, 140) {
                 Some(0) | None => table(get_u32(fadt, 40)?.into()),
                 Some(address) => table(address),
@@ -92,10 +104,10 @@ pub struct Verdict<'a>(&'a Tables);
 
 impl fmt::Display for Verdict<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(xsdt) = self.0.root() else { return f.write_str("[RSDP]") };
-        let mut sound = sum(xsdt) == 0;
+        let Some((root, _)) = self.0.root() else { return f.write_str("[RSDP]") };
+        let mut sound = sum(root) == 0;
         if !sound {
-            f.write_str("[XSDT]")?;
+            write!(f, "[{}]", signature(root))?;
         }
         let mut dsdt = false;
         for table in self.0.tables() {

@@ -1,6 +1,8 @@
 //! Pid 1 of the guest under test: says what it sees, then leaves.
 //!
 //! Orders on the kernel's command line:
+//! - `guest.root=DEVICE`: loads the modules that `disk` describes, and goes on as the init of that
+//!   disk;
 //! - `guest.echo`: reads a line from the console and prints it back, before leaving;
 //! - `guest.exit=poweroff|reboot|panic`: how to leave. Without it the guest powers off, or
 //!   restarts where there is no ACPI: there it could only halt, which nobody outside can see.
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 
 use guest::console::Console;
 use guest::mounts::mount_kernel;
-use guest::{facts, mark};
+use guest::{disk, facts, mark};
 use rustix::system::{RebootCommand, reboot};
 
 /// The line that says that input is awaited.
@@ -45,6 +47,11 @@ enum Exit {
 fn report(console: &mut Console, marked: &io::Result<()>) -> io::Result<Exit> {
     mount_kernel("proc", "/proc")?;
     mount_kernel("sysfs", "/sys")?;
+    let cmdline = facts::read("/proc/cmdline");
+    let root = facts::orders(&cmdline).find_map(|order| order.strip_prefix("guest.root="));
+    if let Some(device) = root.filter(|_| disk::is_initramfs()) {
+        return Err(disk::enter(device));
+    }
     let facts = facts::gather();
     console.print(facts::BEGIN)?;
     for (key, value) in &facts {
@@ -59,13 +66,14 @@ fn report(console: &mut Console, marked: &io::Result<()>) -> io::Result<Exit> {
 
     let acpi = facts.contains(&("acpi", "yes".to_owned()));
     let mut exit = if acpi { Exit::PowerOff } else { Exit::Restart };
-    for order in facts::orders(&facts::read("/proc/cmdline")) {
+    for order in facts::orders(&cmdline) {
         match order {
             "guest.echo" => {
                 console.print(ECHO_READY)?;
                 let line = console.read_line()?;
                 console.print_fact("echo", &line)?;
             }
+            _ if order.starts_with("guest.root=") => {}
             "guest.exit=poweroff" => exit = Exit::PowerOff,
             "guest.exit=reboot" => exit = Exit::Restart,
             "guest.exit=panic" => exit = Exit::Panic,

@@ -1,0 +1,65 @@
+//! A root disk for Linux, and an initramfs that can mount it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::products::{kernel, product};
+
+/// What a virtio disk on PCI needs of the distribution's kernel, each after what it needs itself.
+const MODULES: [&str; 6] = [
+    "virtio/virtio_ring",
+    "virtio/virtio",
+    "virtio/virtio_pci_legacy_dev",
+    "virtio/virtio_pci_modern_dev",
+    "virtio/virtio_pci",
+    "block/virtio_blk",
+];
+
+/// Makes an ext4 image in `folder` with the guest's init on it.
+pub fn root_disk(folder: &Path) -> PathBuf {
+    let tree = folder.join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::copy(product("guest-init"), tree.join("init")).unwrap();
+    let image = folder.join("root.ext4");
+    let mut command = Command::new("mke2fs");
+    command.stdout(Stdio::null());
+    command.args(["-q", "-t", "ext4", "-d"]).arg(&tree).arg(&image).arg("8M");
+    let status = command.status().unwrap_or_else(|e| panic!("mke2fs (package e2fsprogs): {e}"));
+    assert!(status.success(), "mke2fs: {status}");
+    image
+}
+
+/// Makes an initramfs in `folder`: the guest's, and the modules of a virtio disk.
+pub fn initramfs_with_modules(folder: &Path) -> PathBuf {
+    let kernel = kernel();
+    let version = kernel.file_name().unwrap().to_str().unwrap().trim_start_matches("vmlinuz-");
+    let package = kernel.ancestors().nth(2).unwrap();
+    let drivers = package.join("lib/modules").join(version).join("kernel/drivers");
+    let mut archive = fs::read(product("initramfs.cpio")).unwrap();
+    add(&mut archive, "modules", 0o40755, b"");
+    for (order, module) in MODULES.iter().enumerate() {
+        let path = drivers.join(format!("{module}.ko"));
+        let content = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        add(&mut archive, &format!("modules/{order}.ko"), 0o100_644, &content);
+    }
+    add(&mut archive, "TRAILER!!!", 0, b"");
+    let path = folder.join("initramfs.cpio");
+    fs::write(&path, archive).unwrap();
+    path
+}
+
+/// Adds an entry in the newc format (Linux, Documentation/driver-api/early-userspace).
+fn add(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let pad = |archive: &mut Vec<u8>| archive.resize(archive.len().next_multiple_of(4), 0);
+    pad(archive);
+    let size = u32::try_from(content.len()).unwrap();
+    let name_size = u32::try_from(name.len() + 1).unwrap();
+    // Number, mode, owner, group, links, time, size, four device numbers, name's size, checksum.
+    let fields = [0, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+    archive.extend_from_slice(b"070701");
+    fields.iter().for_each(|field| archive.extend(format!("{field:08x}").bytes()));
+    archive.extend(name.bytes().chain([0]));
+    pad(archive);
+    archive.extend_from_slice(content);
+}
