@@ -31,18 +31,30 @@ pub fn get_u64(bytes: &[u8], offset: usize) -> Option<u64> {
 /// The sum of all bytes, as ACPI and MP tables are checked by it.
 ///
 /// Eight at a time: a firmware sums every table of its host.
+#[inline(never)]
 pub fn sum8(bytes: &[u8]) -> u8 {
     const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
-    // A multiplication by 1 in each lane of 16 bits adds all four up in the highest.
-    const LANES: u64 = 0x0001_0001_0001_0001;
+    // Two bytes of each word go into a lane of 16 bits, which so many words cannot overflow.
+    const WORDS: usize = 128;
     let (words, rest) = bytes.as_chunks::<8>();
-    let words = words.iter().fold(0u8, |sum, word| {
-        let word = u64::from_le_bytes(*word);
-        let pairs = (word & EVEN) + (word >> 8 & EVEN);
-        let [.., low, _] = pairs.wrapping_mul(LANES).to_le_bytes();
-        sum.wrapping_add(low)
-    });
-    rest.iter().fold(words, |sum, byte| sum.wrapping_add(*byte))
+    let mut sum = rest.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    for words in words.chunks(WORDS) {
+        let lanes = words.iter().fold(0, |lanes, word| {
+            let word = u64::from_le_bytes(*word);
+            lanes + (word & EVEN) + (word >> 8 & EVEN)
+        });
+        let [a, _, b, _, c, _, d, _] = lanes.to_le_bytes();
+        sum = [a, b, c, d].into_iter().fold(sum, u8::wrapping_add);
+    }
+    sum
+}
+
+/// Makes the sum of all bytes 0 by the one at `offset`.
+pub fn set_checksum(bytes: &mut [u8], offset: usize) -> Option<()> {
+    *bytes.get_mut(offset)? = 0;
+    let sum = sum8(bytes);
+    *bytes.get_mut(offset)? = sum.wrapping_neg();
+    Some(())
 }
 
 /// Copies `value` to `offset`; `None`, and nothing written, when it does not fit.

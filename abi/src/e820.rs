@@ -146,6 +146,9 @@ impl Map {
 
     /// Makes `range` a hole: no memory of any kind.
     pub fn remove(&mut self, range: Range) -> Result<(), Error> {
+        if range.is_empty() {
+            return Ok(());
+        }
         let mut at = 0;
         while at < self.len && self.entries[at].range.start() < range.end() {
             let Entry { range: old, kind } = self.entries[at];
@@ -250,6 +253,15 @@ mod tests {
     fn empty_entries_leave_no_trace() {
         check(&[(0x1000, 0, 1), (0, 0, 0)], &[]);
         check(&[], &[]);
+    }
+
+    #[test]
+    fn an_empty_hole_leaves_the_map_as_it_is() {
+        let map = Map::parse(&file(&[(0, 0x12, 1)])).unwrap();
+        let mut same = map.clone();
+        same.remove(Range::between(1, 1)).unwrap();
+        same.set(Range::between(1, 1), kind::RESERVED).unwrap();
+        assert_eq!(same, map);
     }
 
     #[test]

@@ -79,8 +79,18 @@ pub mod file {
     pub const SMBIOS_TABLES: &str = "etc/smbios/smbios-tables";
     /// The end of what the host keeps above 4 GiB for memory that comes later, u64.
     pub const RESERVED_MEMORY_END: &str = "etc/reserved-memory-end";
-    /// Which entry our firmware takes into the kernel: `32` or `64`, in ASCII.
+    /// An MSR's value that the host wants in every CPU, u64 (`IA32_FEATURE_CONTROL`).
+    pub const FEATURE_CONTROL: &str = "etc/msr_feature_control";
+    /// The pvpanic device's port, u16.
+    pub const PVPANIC_PORT: &str = "etc/pvpanic-port";
+    /// Items that our firmware is going to read, all in one: see [`super::Record`].
+    pub const PREFETCH: &str = "etc/microvm/prefetch";
+    /// Where our firmware writes its [`crate::boot_trace`].
+    pub const BOOT_TRACE: &str = "etc/microvm/boot-trace";
+    /// Which entry our firmware takes into the kernel: `16`, `32`, `64` or `pvh`, in ASCII.
     pub const ENTRY: &str = "opt/org.microvm/entry";
+    /// Whether our firmware tells what it does: `on` or `off`, in ASCII.
+    pub const VERBOSE: &str = "opt/org.microvm/verbose";
 }
 
 /// Bits of the DMA descriptor's control word. Precedence: READ, WRITE, SKIP.
@@ -180,13 +190,14 @@ impl File {
         bytes
     }
 
-    /// The entry at the start of `bytes`; `None` when they end before it does.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        Some(Self {
-            size: u32::from_be_bytes(array(bytes, 0)?),
-            selector: u16::from_be_bytes(array(bytes, 4)?),
-            name: array(bytes, 8)?,
-        })
+    /// The entry in `bytes`.
+    pub fn decode(bytes: &[u8; Self::SIZE]) -> Self {
+        let [s0, s1, s2, s3, k0, k1, _, _, name @ ..] = *bytes;
+        Self {
+            size: u32::from_be_bytes([s0, s1, s2, s3]),
+            selector: u16::from_be_bytes([k0, k1]),
+            name,
+        }
     }
 
     /// Whether the file has this name.
@@ -195,7 +206,42 @@ impl File {
     }
 }
 
+/// A record of the file [`file::PREFETCH`]: the start of an item.
+///
+/// The file saves its reader a transfer for each item. A record is the item's selector and the
+/// number of its bytes that follow, both u16 and little-endian, and these bytes. What has no
+/// record, or a shorter one than is wanted, is read from its item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// The item.
+    pub selector: u16,
+    /// Its first bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Bytes in front of a record's own.
+const RECORD_HEADER: usize = 4;
+
+impl<'a> Record<'a> {
+    /// Takes the first record off `bytes`; `None` at the end, and where a record is cut off.
+    pub fn take(bytes: &mut &'a [u8]) -> Option<Self> {
+        let selector = u16::from_le_bytes(array(bytes, 0)?);
+        let length = u16::from_le_bytes(array(bytes, 2)?);
+        let (item, rest) = bytes.get(RECORD_HEADER..)?.split_at_checked(length.into())?;
+        *bytes = rest;
+        Some(Self { selector, bytes: item })
+    }
+
+    /// The header of a record; the item's bytes follow. `None` when there are too many of them.
+    pub fn header(selector: u16, length: usize) -> Option<[u8; RECORD_HEADER]> {
+        let [a, b] = selector.to_le_bytes();
+        let [c, d] = u16::try_from(length).ok()?.to_le_bytes();
+        Some([a, b, c, d])
+    }
+}
+
 /// Compares a NUL-padded name with `name`.
+#[inline(never)]
 pub fn name_matches(padded: &[u8; FILE_NAME_SIZE], name: &str) -> bool {
     // A loop that ends at the first difference: most names differ early, and a call to compare
     // memory costs more than that.
@@ -233,8 +279,22 @@ mod tests {
         let file = File::new(file::E820, 0x22, 60).unwrap();
         let bytes = file.encode();
         assert_eq!(&bytes[..8], &[0, 0, 0, 60, 0, 0x22, 0, 0]);
-        assert_eq!(File::decode(&bytes), Some(file));
-        assert_eq!(File::decode(&bytes[..63]), None);
+        assert_eq!(File::decode(&bytes), file);
+    }
+
+    #[test]
+    fn records_round_trip_and_a_cut_one_is_none() {
+        let mut bytes = Record::header(key::KERNEL_SIZE, 4).unwrap().to_vec();
+        bytes.extend([1, 2, 3, 4]);
+        bytes.extend(Record::header(0x8002, 0).unwrap());
+        bytes.extend(Record::header(1, 3).unwrap());
+        bytes.extend([5, 6]);
+        let rest = &mut bytes.as_slice();
+        let first = Record { selector: key::KERNEL_SIZE, bytes: &[1, 2, 3, 4] };
+        assert_eq!(Record::take(rest), Some(first));
+        assert_eq!(Record::take(rest), Some(Record { selector: 0x8002, bytes: &[] }));
+        assert_eq!(Record::take(rest), None);
+        assert_eq!(Record::header(0, 0x1_0000), None);
     }
 
     #[test]

@@ -43,6 +43,10 @@ pub const BIOS_LOW: Range = Range::between(0xf_0000, 0x10_0000);
 pub const SMBIOS_ANCHOR: Range = Range::between(0xf_fe80, 0xf_fec0);
 /// What the firmware and a direct boot take out of RAM below 1 MiB.
 pub const LEGACY_HOLE: Range = Range::between(0xa_0000, 0x10_0000);
+/// The first 640 KiB, all of which is RAM on every PC.
+pub const BASE_MEMORY: Range = Range::between(0, VIDEO_HOLE.start());
+/// The 64 KiB before the BIOS: RAM on microVMs, and where a chipset makes it so.
+pub const E_SEGMENT: Range = Range::between(0xe_0000, BIOS_LOW.start());
 /// Everything below 1 MiB that is RAM, save the EBDA.
 pub const LOW_RAM: Range = Range::between(0, EBDA.start());
 /// 1 MiB: where kernels begin.
@@ -142,6 +146,9 @@ const _: () = {
         i += 1;
     }
     assert!(BOOT_PARAMS.len() == PAGE && BOOT_PARAMS.start().is_multiple_of(PAGE));
+    assert!(BASE_MEMORY.contains(LOW_RAM) && BASE_MEMORY.contains(EBDA));
+    assert!(E_SEGMENT.contains(ACPI_TABLES) && E_SEGMENT.contains(REAL_MODE_DATA));
+    assert!(E_SEGMENT.contains(SMBIOS_TABLES));
     assert!(BIOS_LOW.len() == BIOS_SIZE && BIOS_HIGH.len() == BIOS_SIZE);
     assert!(BIOS_LOW.end() == HIGH_RAM_START && LEGACY_HOLE.end() == HIGH_RAM_START);
     assert!(BIOS_LOW.contains(SMBIOS_ANCHOR) && SMBIOS_ANCHOR.start().is_multiple_of(16));

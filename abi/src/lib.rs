@@ -6,8 +6,10 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod boot_trace;
 pub mod bytes;
 pub mod e820;
+pub mod fpdt;
 pub mod fw_cfg;
 pub mod layout;
 pub mod linux;

@@ -86,5 +86,5 @@ pub fn enter(launch: Launch) -> ! {
 
 /// The planner keeps what the kernel is entered with below 4 GiB.
 fn low(address: u64) -> u32 {
-    u32::try_from(address).expect("an address below 4 GiB")
+    u32::try_from(address).unwrap_or_else(|_| panic!("an entry above 4 GiB"))
 }

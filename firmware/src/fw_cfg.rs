@@ -2,14 +2,16 @@
 //!
 //! A read is one port write, that is one exit to the VMM, with QEMU's DMA interface. Hosts that
 //! decode the select bit of a DMA wrongly get the selector by port, hosts without DMA everything.
+//! A host that offers `etc/microvm/prefetch` gives all small items in one transfer.
 
 use alloc::vec::Vec;
 
 use abi::bytes::array;
-use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, SIGNATURE, dma, key, select_and};
+use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, Record, SIGNATURE, dma, file, key, select_and};
 use abi::range::Range;
 use abi::{layout, ports};
 
+use crate::directory::{COUNT_SIZE, Directory, Known, Place};
 use crate::error::Error;
 use crate::machine::Machine;
 
@@ -29,19 +31,23 @@ const FILES_MAX: u32 = 4096;
 /// Files in the first read of the directory. Reading past its end gives zeroes, so that one
 /// transfer serves every usual host.
 const FIRST_READ: usize = 24;
-/// Bytes of the count in front of the directory.
-const COUNT_SIZE: usize = 4;
+/// Bytes at the most that are written to the host at once.
+const WRITE_MAX: usize = 32;
 
 /// The client: owns the access to the device, knows its directory.
 pub struct FwCfg<'m, M> {
     machine: &'m mut M,
     access: Access,
-    /// As on the wire: the count, then the entries.
-    directory: Vec<u8>,
+    directory: Directory,
+    /// [`Record`]s, as the host gave them.
+    prefetched: Vec<u8>,
+    verbose: bool,
 }
 
 impl<'m, M: Machine> FwCfg<'m, M> {
     /// Finds the device and reads its directory.
+    // Called once more when the firmware fails: not worth a copy.
+    #[inline(never)]
     pub fn probe(machine: &'m mut M) -> Result<Self, Error> {
         let [q, e, m, u, ..] = DMA_SIGNATURE;
         let access = if machine.in32(ports::FW_CFG_DMA_HIGH) == u32::from_le_bytes([q, e, m, u]) {
@@ -49,8 +55,16 @@ impl<'m, M: Machine> FwCfg<'m, M> {
         } else {
             probe_by_port(machine)?
         };
-        let mut fw_cfg = Self { machine, access, directory: Vec::new() };
+        let directory = Directory::default();
+        let mut fw_cfg =
+            Self { machine, access, directory, prefetched: Vec::new(), verbose: false };
         fw_cfg.read_directory()?;
+        if let Some(file) = fw_cfg.known().prefetch {
+            fw_cfg.prefetched = fw_cfg.read_file(file)?;
+        }
+        if let Some(file) = fw_cfg.known().verbose {
+            fw_cfg.verbose = fw_cfg.read_file(file)?.trim_ascii_end() != b"off";
+        }
         Ok(fw_cfg)
     }
 
@@ -59,19 +73,40 @@ impl<'m, M: Machine> FwCfg<'m, M> {
         self.machine
     }
 
+    /// How items are read, for people.
+    pub fn access(&self) -> &'static str {
+        match self.access {
+            Access::Dma => "DMA",
+            Access::PortSelect => "DMA, with the selector by port",
+            Access::Ports => "ports",
+        }
+    }
+
     /// Copies the item's first bytes into `buffer`; zeroes past its end.
+    #[inline(never)]
     pub fn read(&mut self, item: u16, buffer: &mut [u8]) -> Result<(), Error> {
+        if !self.prefetched.is_empty() && self.read_prefetched(item, buffer) {
+            return Ok(());
+        }
         if self.access == Access::Ports {
             self.machine.out16(ports::FW_CFG_SELECTOR, item);
             self.read_by_port(buffer);
             return Ok(());
         }
-        let control = self.select(item);
+        let control = self.select(item) | dma::READ;
         check(self.machine.dma(control, buffer), item)
     }
 
     /// Copies the item's first bytes straight to guest-physical `range`.
     pub fn load(&mut self, item: u16, range: Range) -> Result<(), Error> {
+        // Like ports, copies reach only what the firmware itself can reach.
+        if !self.prefetched.is_empty() && range.end() <= layout::IDENTITY_MAPPED {
+            let bytes = find_record(&self.prefetched, item, range.len());
+            if let Some(bytes) = bytes {
+                self.machine.memory(range).copy_from_slice(bytes);
+                return Ok(());
+            }
+        }
         if self.access == Access::Ports {
             // Byte by byte, the firmware must reach the place itself.
             if range.end() > layout::IDENTITY_MAPPED {
@@ -80,7 +115,7 @@ impl<'m, M: Machine> FwCfg<'m, M> {
             self.machine.out16(ports::FW_CFG_SELECTOR, item);
             return self.load_by_port(range);
         }
-        let mut control = self.select(item);
+        let mut control = self.select(item) | dma::READ;
         // The length of one transfer is 32 bits; what is left continues at the item's offset.
         let mut at = range.start();
         while at < range.end() {
@@ -95,22 +130,20 @@ impl<'m, M: Machine> FwCfg<'m, M> {
 
     /// Writes `bytes` to `offset` in the item, which the host must have made writable.
     pub fn write(&mut self, item: u16, offset: u32, bytes: &[u8]) -> Result<(), Error> {
-        let mut buffer = [0; 8];
+        let mut buffer = [0; WRITE_MAX];
         let buffer = buffer.get_mut(..bytes.len()).ok_or(Error::Dma(item))?;
         buffer.copy_from_slice(bytes);
         if self.access == Access::Ports {
             // Writing needs DMA: the data register of today's hosts is read-only.
             return Err(Error::Dma(item));
         }
-        let select = if self.access == Access::Dma {
-            select_and(item, dma::SKIP)
-        } else {
-            self.machine.out16(ports::FW_CFG_SELECTOR, item);
-            dma::SKIP
-        };
-        let skipped = Range::new(0, offset.into()).ok_or(Error::Dma(item))?;
-        check(self.machine.dma_at(select, skipped), item)?;
-        check(self.machine.dma(dma::WRITE, buffer), item)
+        let mut select = self.select(item);
+        if offset != 0 {
+            let skipped = Range::new(0, offset.into()).ok_or(Error::Dma(item))?;
+            check(self.machine.dma_at(select | dma::SKIP, skipped), item)?;
+            select = 0;
+        }
+        check(self.machine.dma(select | dma::WRITE, buffer), item)
     }
 
     /// An item that is a 32-bit integer; 0 when it is absent.
@@ -120,19 +153,36 @@ impl<'m, M: Machine> FwCfg<'m, M> {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// The directory's entry of the file `name`.
-    pub fn find(&self, name: &str) -> Option<File> {
-        self.files().find(|file| file.is_named(name))
+    /// The files that every boot asks for.
+    pub fn known(&self) -> &Known {
+        &self.directory.known
+    }
+
+    /// The file `name`, if there is one: for the few that [`Self::known`] has not.
+    pub fn find(&self, name: &str) -> Option<Place> {
+        self.files().find(|file| file.is_named(name)).map(Place::from)
     }
 
     /// All files.
     pub fn files(&self) -> impl Iterator<Item = File> + '_ {
-        let files = self.directory.get(COUNT_SIZE..).unwrap_or_default();
-        files.chunks_exact(File::SIZE).filter_map(File::decode)
+        self.directory.files()
+    }
+
+    /// The port of the pvpanic device, if there is one.
+    pub fn pvpanic_port(&mut self) -> Option<u16> {
+        let file = self.find(file::PVPANIC_PORT)?;
+        let mut port = [0; 2];
+        self.read(file.selector, &mut port).ok()?;
+        Some(u16::from_le_bytes(port))
+    }
+
+    /// Whether the user wants to be told what happens.
+    pub fn is_verbose(&self) -> bool {
+        self.verbose
     }
 
     /// The whole of `file`, on the heap.
-    pub fn read_file(&mut self, file: &File) -> Result<Vec<u8>, Error> {
+    pub fn read_file(&mut self, file: Place) -> Result<Vec<u8>, Error> {
         let mut bytes = zeroed(file.size as usize)?;
         self.read(file.selector, &mut bytes)?;
         Ok(bytes)
@@ -154,7 +204,7 @@ impl<'m, M: Machine> FwCfg<'m, M> {
         if let Some(rest) = directory.get_mut(known..) {
             self.continue_reading(rest)?;
         }
-        self.directory = directory;
+        self.directory = Directory::new(directory);
         Ok(())
     }
 
@@ -172,21 +222,35 @@ impl<'m, M: Machine> FwCfg<'m, M> {
         }
     }
 
-    /// The control word of a DMA read from the start of `item`.
+    /// The control word of a DMA at the start of `item`, still without its operation.
     fn select(&mut self, item: u16) -> u32 {
         if self.access == Access::Dma {
-            return select_and(item, dma::READ);
+            return select_and(item, 0);
         }
         self.machine.out16(ports::FW_CFG_SELECTOR, item);
-        dma::READ
+        0
     }
 
+    /// Copies the item's first bytes into `buffer` if the host gave them beforehand.
+    #[inline(never)]
+    fn read_prefetched(&self, item: u16, buffer: &mut [u8]) -> bool {
+        let bytes = find_record(&self.prefetched, item, buffer.len() as u64);
+        bytes.is_some_and(|bytes| {
+            buffer.copy_from_slice(bytes);
+            true
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
     fn read_by_port(&mut self, buffer: &mut [u8]) {
         for byte in buffer {
             *byte = self.machine.in8(ports::FW_CFG_DATA);
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn load_by_port(&mut self, range: Range) -> Result<(), Error> {
         // Through the stack, because the machine lends either its ports or its memory.
         let mut piece = [0; 512];
@@ -204,6 +268,8 @@ impl<'m, M: Machine> FwCfg<'m, M> {
 }
 
 /// The device has no DMA signature: ask it by its older registers what it can do.
+#[cold]
+#[inline(never)]
 fn probe_by_port<M: Machine>(machine: &mut M) -> Result<Access, Error> {
     if read_word_by_port(machine, key::SIGNATURE) != SIGNATURE {
         return Err(Error::NoFwCfg);
@@ -220,6 +286,17 @@ fn probe_by_port<M: Machine>(machine: &mut M) -> Result<Access, Error> {
 fn read_word_by_port<M: Machine>(machine: &mut M, item: u16) -> [u8; 4] {
     machine.out16(ports::FW_CFG_SELECTOR, item);
     [0; 4].map(|_: u8| machine.in8(ports::FW_CFG_DATA))
+}
+
+/// The first `length` bytes of `item`, if they are in the records.
+#[inline(never)]
+fn find_record(mut records: &[u8], item: u16, length: u64) -> Option<&[u8]> {
+    while let Some(record) = Record::take(&mut records) {
+        if record.selector == item {
+            return record.bytes.get(..usize::try_from(length).ok()?);
+        }
+    }
+    None
 }
 
 fn check(control: u32, item: u16) -> Result<(), Error> {

@@ -1,37 +1,34 @@
 //! Ports, memory and the heap: the firmware's only access to the machine.
 #![expect(unsafe_code, reason = "port I/O and guest-physical memory")]
 
+use core::fmt::Arguments;
+
 use abi::fw_cfg::DmaAccess;
 use abi::range::Range;
 use abi::{layout, ports};
 use firmware::machine::Machine;
-use linked_list_allocator::LockedHeap;
 use uart_16550::{Uart16550, backend::PioBackend};
 use x86_64::instructions::hlt;
 use x86_64::instructions::port::Port;
 
-#[global_allocator]
-static HEAP: LockedHeap = LockedHeap::empty();
+use crate::clock;
+use crate::console::Console;
 
 /// The machine itself.
 pub struct Hardware {
     host_bridge: u32,
+    console: Option<Console>,
 }
 
 impl Hardware {
-    /// The machine, with the heap ready. For `rust_main`, which runs once.
+    /// The machine. For `rust_main`, which runs once.
     pub fn take(host_bridge: u32) -> Self {
-        let area = layout::FIRMWARE_HEAP;
-        let (start, size) = (pointer(area.start()), length(area));
-        // SAFETY: `layout` gives these bytes to the heap and to nothing else; they are RAM on
-        // every machine with 640 KiB; this runs before the first allocation, once.
-        unsafe { HEAP.lock().init(start, size) };
-        Self { host_bridge }
+        Self { host_bridge, console: None }
     }
 
     /// The machine once more, for the last words of a panic: nothing else runs then.
     pub fn take_again() -> Self {
-        Self { host_bridge: 0 }
+        Self { host_bridge: 0, console: None }
     }
 }
 
@@ -62,6 +59,21 @@ impl Machine for Hardware {
         unsafe { Port::new(port).write(value) }
     }
 
+    fn tsc(&mut self) -> u64 {
+        clock::tsc()
+    }
+
+    fn tsc_khz(&mut self) -> Option<u32> {
+        clock::tsc_khz()
+    }
+
+    #[cold]
+    fn print(&mut self, line: Arguments<'_>) {
+        let mut console = self.console.take().unwrap_or_else(|| Console::open(self));
+        console.print(self, line);
+        self.console = Some(console);
+    }
+
     fn host_bridge(&self) -> u32 {
         self.host_bridge
     }
@@ -90,8 +102,8 @@ impl Machine for Hardware {
 
 /// COM1, not yet set up.
 pub fn com1() -> Option<Uart16550<PioBackend>> {
-    // SAFETY: the port belongs to the firmware until the kernel runs, and only `console::stop`,
-    // which does not return, asks for it.
+    // SAFETY: the port belongs to the firmware until the kernel runs, and only the one `Console`
+    // of the machine asks for it.
     unsafe { Uart16550::new_port(ports::COM1) }.ok()
 }
 
@@ -108,9 +120,11 @@ pub fn halt() -> ! {
 /// # Safety
 /// 1. The device may read and write `access.length` bytes at `access.address` as the control
 ///    word says: they are RAM, and no reference but the caller's reaches them.
+#[inline(never)]
 unsafe fn transfer(access: DmaAccess) -> u32 {
-    let mut descriptor = access.encode();
-    let address = descriptor.as_mut_ptr() as u64;
+    // As one integer, so that it is aligned and its first word can be read at once.
+    let mut descriptor = u128::from_ne_bytes(access.encode());
+    let address = (&raw mut descriptor) as u64;
     // The stack is below 64 KiB: the register's low half says all.
     #[expect(clippy::cast_possible_truncation, reason = "the stack is below 4 GiB")]
     let low = (address as u32).swap_bytes();
@@ -121,13 +135,10 @@ unsafe fn transfer(access: DmaAccess) -> u32 {
         core::arch::asm!("out dx, eax", in("dx") ports::FW_CFG_DMA_LOW, in("eax") low,
             options(nostack, preserves_flags));
     }
-    let pending = |descriptor: &[u8; DmaAccess::SIZE]| {
-        // SAFETY: a reference is readable; volatile because a device may still write to it.
-        let bytes = unsafe { core::ptr::from_ref(descriptor).read_volatile() };
-        DmaAccess::decode(bytes).control
-    };
     loop {
-        let control = pending(&descriptor);
+        let control = (&raw const descriptor).cast::<u32>();
+        // SAFETY: the descriptor's first four bytes; volatile because a device may still write.
+        let control = u32::from_be(unsafe { control.read_volatile() });
         // QEMU and our VMM are done by now; the specification lets a host take its time.
         if control & !abi::fw_cfg::dma::ERROR == 0 {
             return control;
@@ -140,5 +151,5 @@ fn pointer(address: u64) -> *mut u8 {
 }
 
 fn length(range: Range) -> usize {
-    usize::try_from(range.len()).expect("64-bit")
+    usize::try_from(range.len()).unwrap_or_else(|_| panic!("a range beyond 64 bits"))
 }

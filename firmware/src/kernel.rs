@@ -1,7 +1,7 @@
 //! Loads the kernel, its initrd and its command line straight to where they run.
 
 use abi::e820::Map;
-use abi::fw_cfg::{file, key};
+use abi::fw_cfg::key;
 use abi::layout;
 use abi::linux::{
     self, BOOT_PARAMS_SIZE, ENTRY_64_OFFSET, Entry, HEADER_END, Handoff, SETUP_STACK, SetupHeader,
@@ -12,6 +12,7 @@ use abi::range::Range;
 
 use crate::error::Error;
 use crate::fw_cfg::FwCfg;
+use crate::log;
 use crate::machine::Machine;
 use crate::pvh::load_pvh;
 use crate::real_mode::write_real_mode_data;
@@ -35,6 +36,18 @@ pub enum Launch {
         /// `struct hvm_start_info`.
         start_info: u64,
     },
+}
+
+impl Launch {
+    /// The protocol's name and the kernel's first instruction, for people.
+    pub fn describe(&self) -> (&'static str, u64) {
+        match *self {
+            Self::Linux { protocol: Entry::Bits16, entry, .. } => ("16-bit", entry),
+            Self::Linux { protocol: Entry::Bits32, entry, .. } => ("32-bit", entry),
+            Self::Linux { protocol: Entry::Bits64, entry, .. } => ("64-bit", entry),
+            Self::Pvh { entry, .. } => ("PVH", entry),
+        }
+    }
 }
 
 /// Puts the kernel that the host offers in place, with all that it is told.
@@ -62,6 +75,11 @@ pub fn load_kernel<M: Machine>(
     let protocol = choose_protocol(choice, &header)?;
     let size = fw_cfg.read_u32(key::KERNEL_SIZE)?.into();
     header.check_size(size)?;
+    let offset = if protocol == Entry::Bits64 { ENTRY_64_OFFSET } else { 0 };
+    // The first instruction must be one that was loaded.
+    if protocol != Entry::Bits16 && size <= offset {
+        return Err(linux::Error::CutOff(offset + 1 - size).into());
+    }
     let mut kernel = header.kernel(size);
     // The 16-bit protocol has 32 bits for the initrd's address.
     kernel.initrd_above_4g &= protocol != Entry::Bits16;
@@ -73,6 +91,8 @@ pub fn load_kernel<M: Machine>(
     fw_cfg.load(key::KERNEL_DATA, plan.kernel)?;
     fw_cfg.load(key::INITRD_DATA, plan.initrd)?;
     load_command_line(fw_cfg, plan.command_line)?;
+    log::loaded(fw_cfg, "kernel", plan.kernel);
+    log::loaded(fw_cfg, "initrd", plan.initrd);
     let handoff = Handoff {
         kernel: plan.kernel.start(),
         command_line: plan.command_line.start(),
@@ -84,7 +104,6 @@ pub fn load_kernel<M: Machine>(
         return load_setup(fw_cfg, header.setup_size.into(), &handoff);
     }
     write_boot_params(fw_cfg.machine(), &image, &handoff)?;
-    let offset = if protocol == Entry::Bits64 { ENTRY_64_OFFSET } else { 0 };
     Ok(Launch::Linux {
         protocol,
         entry: plan.kernel.start() + offset,
@@ -102,8 +121,8 @@ enum Choice {
 }
 
 fn read_choice<M: Machine>(fw_cfg: &mut FwCfg<'_, M>) -> Result<Option<Choice>, Error> {
-    let Some(option) = fw_cfg.find(file::ENTRY) else { return Ok(None) };
-    match fw_cfg.read_file(&option)?.trim_ascii_end() {
+    let Some(option) = fw_cfg.known().entry else { return Ok(None) };
+    match fw_cfg.read_file(option)?.trim_ascii_end() {
         b"16" => Ok(Some(Choice::Bits16)),
         b"32" => Ok(Some(Choice::Bits32)),
         b"64" => Ok(Some(Choice::Bits64)),

@@ -1,8 +1,9 @@
 //! The firmware's logic: everything but the instructions that touch hardware.
 //!
-//! Reading order: `boot` is the plot; `fw_cfg` reads from the host, `tables` links ACPI (or
-//! `mp_table` stands in for it), `kernel` loads and describes a bzImage, `pvh` an ELF. `machine` is
-//! the seam behind which ports and memory are; the binary's `hardware` stands there, or a test.
+//! Reading order: `boot` is the plot; `fw_cfg` reads from the host what `directory` finds; `tables`
+//! links ACPI, or `mp_table` stands in for it; `kernel` loads and describes a bzImage, `pvh` an
+//! ELF; `log` and `fpdt` tell of it. `machine` is the seam behind which ports and memory are: the
+//! binary's `hardware` stands there, or a test.
 //! On pc and q35 `chipset` sets up what microVMs do not have: [`pci`] does the buses,
 //! `smbios` places the tables.
 //! Where things go is decided by [`abi::placement`], which the VMM's direct boot uses too.
@@ -13,9 +14,12 @@ extern crate alloc;
 
 pub mod boot;
 pub mod chipset;
+pub mod directory;
 pub mod error;
+pub mod fpdt;
 pub mod fw_cfg;
 pub mod kernel;
+pub mod log;
 pub mod machine;
 pub mod mp_table;
 pub mod pvh;

@@ -3,9 +3,11 @@
 //! `hardware.rs` implements it with port I/O and memory; the tests implement it with a model of
 //! the host, or with the VMM's own fw_cfg device.
 
+use core::fmt::Arguments;
+
 use abi::range::Range;
 
-/// Port I/O, fw_cfg's DMA, and guest RAM.
+/// Port I/O, fw_cfg's DMA, guest RAM, a clock, and a console.
 pub trait Machine {
     /// Reads a byte from `port`.
     fn in8(&mut self, port: u16) -> u8;
@@ -17,6 +19,12 @@ pub trait Machine {
     fn out16(&mut self, port: u16, value: u16);
     /// Writes 32 bits to `port`: PCI configuration, on machines that have it.
     fn out32(&mut self, port: u16, value: u32);
+    /// The CPU's time-stamp counter.
+    fn tsc(&mut self) -> u64;
+    /// The rate of the counter in kHz, if the hypervisor says it.
+    fn tsc_khz(&mut self) -> Option<u32>;
+    /// Prints one line where people may see it: COM1 and the debug console.
+    fn print(&mut self, line: Arguments<'_>);
     /// The id of the PCI host bridge, if `start.S` had to look for one to get RAM for the image;
     /// 0 on microVMs, where it had not.
     fn host_bridge(&self) -> u32;

@@ -5,11 +5,15 @@
 #![cfg_attr(firmware, no_std, no_main)]
 
 #[cfg(firmware)]
+mod clock;
+#[cfg(firmware)]
 mod console;
 #[cfg(firmware)]
 mod entry;
 #[cfg(firmware)]
 mod hardware;
+#[cfg(firmware)]
+mod heap;
 
 /// Called by `start.S` in long mode, once. The host bridge is for [`Machine::host_bridge`].
 ///
@@ -30,8 +34,9 @@ extern "C" fn rust_main(host_bridge: u32) -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     use firmware::error::PANIC_CODE;
+    use firmware::log::Text;
     let (file, line) = info.location().map_or(("", 0), |place| (place.file(), place.line()));
-    let message = info.message();
+    let (file, message) = (Text(file), info.message());
     let reason = format_args!("firmware bug at {file}:{line}: {message}");
     console::stop(&mut hardware::Hardware::take_again(), PANIC_CODE, reason)
 }

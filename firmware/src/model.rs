@@ -44,6 +44,12 @@ pub struct Model {
     config_address: u32,
     /// Bytes written to the chipset's own ports.
     pub chipset_writes: Vec<(u16, u8)>,
+    /// The time-stamp counter, which goes up by 1000 with each look at it.
+    pub tsc: u64,
+    /// Its rate, as the hypervisor says.
+    pub tsc_khz: Option<u32>,
+    /// Lines on the console.
+    pub printed: Vec<String>,
 }
 
 impl Model {
@@ -63,6 +69,9 @@ impl Model {
             config: BTreeMap::new(),
             config_address: 0,
             chipset_writes: Vec::new(),
+            tsc: 0,
+            tsc_khz: None,
+            printed: Vec::new(),
         };
         model.items.insert(key::SIGNATURE, SIGNATURE.to_vec());
         let dma = if flavour == Flavour::Ports { 0 } else { ID_DMA };
@@ -103,6 +112,11 @@ impl Model {
     pub fn contents(&self, name: &str) -> &[u8] {
         let file = self.files.iter().find(|f| f.is_named(name)).unwrap();
         &self.items[&file.selector]
+    }
+
+    /// The item of the file `name`.
+    pub fn selector(&self, name: &str) -> u16 {
+        self.files.iter().find(|f| f.is_named(name)).unwrap().selector
     }
 
     /// The bytes at a guest-physical range.
@@ -198,6 +212,19 @@ impl Machine for Model {
             }
             _ => panic!("write of port {port:#x}"),
         }
+    }
+
+    fn tsc(&mut self) -> u64 {
+        self.tsc += 1000;
+        self.tsc
+    }
+
+    fn tsc_khz(&mut self) -> Option<u32> {
+        self.tsc_khz
+    }
+
+    fn print(&mut self, line: std::fmt::Arguments<'_>) {
+        self.printed.push(line.to_string());
     }
 
     fn host_bridge(&self) -> u32 {

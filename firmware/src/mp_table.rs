@@ -19,6 +19,8 @@ const ISA_IRQS: u8 = 16;
 /// Bytes of the table's header, and where its checksum is.
 const HEADER: usize = 44;
 const CHECKSUM_AT: usize = 7;
+/// Bytes of a processor's entry; all others have 8.
+const PROCESSOR_SIZE: usize = 20;
 /// The version of an integrated local APIC and of its I/O APIC.
 const APIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x11;
@@ -70,47 +72,38 @@ fn other_entries(irq0_override: bool) -> u16 {
     2 + u16::from(ISA_IRQS) - u16::from(irq0_override) + 2
 }
 
-/// Fills `table`, which has exactly [`size`] bytes.
+/// Fills `table`, which has exactly [`size`] bytes: what is zipped with its entries does not run
+/// out before them.
 fn write_table(table: &mut [u8], cpus: u32, irq0_override: bool) {
-    let mut rest = Entries(table.get_mut(HEADER..).unwrap_or_default());
-    for cpu in 0..cpus {
-        rest.add(processor(cpu.to_le_bytes()[0]));
+    let entries = table.get_mut(HEADER..).unwrap_or_default();
+    let processors = entries.len().min(PROCESSOR_SIZE * cpus as usize);
+    let (processors, others) = entries.split_at_mut(processors);
+    for (slot, apic_id) in processors.as_chunks_mut().0.iter_mut().zip(0..=u8::MAX) {
+        *slot = processor(apic_id);
     }
-    rest.add([BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let io_apic = cpus.to_le_bytes()[0];
     let [a, b, c, d, ..] = layout::IOAPIC.to_le_bytes();
-    rest.add([IO_APIC, io_apic, IO_APIC_VERSION, 1, a, b, c, d]);
-    for irq in 0..ISA_IRQS {
-        // The override puts IRQ 0 on pin 2, whose own interrupt does not exist on ISA.
-        let pin = match irq {
-            0 if irq0_override => 2,
-            2 if irq0_override => continue,
-            irq => irq,
-        };
-        rest.add([IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic, pin]);
+    if let [bus, chip, interrupts @ .., ext_int, nmi] = others.as_chunks_mut().0 {
+        *bus = [BUS, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' '];
+        *chip = [IO_APIC, io_apic, IO_APIC_VERSION, 1, a, b, c, d];
+        for (slot, irq) in interrupts.iter_mut().zip(0..) {
+            // The override puts IRQ 0 on pin 2, whose own interrupt does not exist on ISA.
+            let (irq, pin) = match irq {
+                0 if irq0_override => (0, 2),
+                irq if irq0_override && irq > 1 => (irq + 1, irq + 1),
+                irq => (irq, irq),
+            };
+            *slot = [IO_INTERRUPT, INT, 0, 0, ISA_BUS, irq, io_apic, pin];
+        }
+        *ext_int = [LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0];
+        *nmi = [LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, 0xff, 1];
     }
-    rest.add([LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
-    rest.add([LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, 0xff, 1]);
     // At most 254 processors: both fit 16 bits.
     let count = u16::try_from(cpus).unwrap_or(u16::MAX) + other_entries(irq0_override);
     write_header(table, count);
 }
 
-/// What is left of the table to be filled.
-struct Entries<'a>(&'a mut [u8]);
-
-impl Entries<'_> {
-    /// Adds an entry. What does not fit is not there: `size` and a test see to it that all does.
-    fn add<const N: usize>(&mut self, entry: [u8; N]) {
-        let rest = core::mem::take(&mut self.0);
-        if let Some((slot, rest)) = rest.split_first_chunk_mut() {
-            *slot = entry;
-            self.0 = rest;
-        }
-    }
-}
-
-fn processor(apic_id: u8) -> [u8; 20] {
+fn processor(apic_id: u8) -> [u8; PROCESSOR_SIZE] {
     const ENABLED: u8 = 1;
     const BOOT_PROCESSOR: u8 = 2;
     let flags = ENABLED | if apic_id == 0 { BOOT_PROCESSOR } else { 0 };

@@ -13,6 +13,7 @@ use abi::range::Range;
 use crate::error::Error;
 use crate::fw_cfg::FwCfg;
 use crate::kernel::{Launch, load_command_line};
+use crate::log;
 use crate::machine::Machine;
 
 /// Describes the machine to the kernel that lies in RAM.
@@ -40,6 +41,8 @@ pub fn load_pvh<M: Machine>(
 
     fw_cfg.load(key::INITRD_DATA, initrd)?;
     load_command_line(fw_cfg, command_line)?;
+    log::loaded(fw_cfg, "ELF kernel", kernel);
+    log::loaded(fw_cfg, "initrd", initrd);
     let info = StartInfo { command_line: command_line.start(), initrd, rsdp, map };
     let area = layout::PVH_INFO;
     // An assertion in `abi::pvh` says that the largest start info fits its area.

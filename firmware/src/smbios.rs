@@ -8,7 +8,7 @@
 
 use alloc::vec::Vec;
 
-use abi::bytes::{get_u8, get_u16, put};
+use abi::bytes::{get_u8, get_u16, put, set_checksum};
 use abi::e820::{Map, kind};
 use abi::fw_cfg::file;
 use abi::layout;
@@ -64,7 +64,7 @@ pub fn load_smbios<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Resu
         [(file::SMBIOS_ANCHOR, &mut anchor), (file::SMBIOS_TABLES, &mut structures)]
     {
         let Some(file) = fw_cfg.find(name) else { return Ok(()) };
-        *bytes = fw_cfg.read_file(&file)?;
+        *bytes = fw_cfg.read_file(file)?;
     }
     let mut added = 0;
     if !has_bios(&structures) {
@@ -140,12 +140,4 @@ fn complete(anchor: &mut [u8], structures: Range, added: u16) -> Option<()> {
     set_checksum(anchor.get_mut(0x10..0x1f)?, 5)?;
     let length = get_u8(anchor, 5)?.into();
     set_checksum(anchor.get_mut(..length)?, 4)
-}
-
-/// Makes the sum of all bytes 0 by the one at `offset`.
-fn set_checksum(bytes: &mut [u8], offset: usize) -> Option<()> {
-    *bytes.get_mut(offset)? = 0;
-    let sum = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-    *bytes.get_mut(offset)? = sum.wrapping_neg();
-    Some(())
 }

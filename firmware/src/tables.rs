@@ -15,8 +15,12 @@ use abi::range::{Range, align_up};
 use abi::table_loader::{COMMAND_SIZE, Command, Name, Zone};
 
 use crate::error::{Error, TableError};
+use crate::fpdt::Performance;
 use crate::fw_cfg::FwCfg;
 use crate::machine::Machine;
+
+/// Bytes of the shortest RSDP (ACPI 6.5, 5.2.5.3).
+const RSDP_SIZE: u64 = 20;
 
 /// A file that the script had loaded.
 struct Loaded {
@@ -24,11 +28,19 @@ struct Loaded {
     range: Range,
 }
 
-/// Loads and links the ACPI tables. Returns the RSDP's address, 0 when the host has no tables,
-/// and takes what they use above 1 MiB out of `map`.
-pub fn load_tables<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Result<u64, Error> {
-    let Some(script) = fw_cfg.find(file::TABLE_LOADER) else { return Ok(0) };
-    let script = fw_cfg.read_file(&script)?;
+/// The ACPI tables in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tables {
+    /// The RSDP's address; 0 when the host has no tables.
+    pub rsdp: u64,
+    /// Where the kernel is told of the firmware's times.
+    pub performance: Option<Performance>,
+}
+
+/// Loads and links the ACPI tables, and takes what they use above 1 MiB out of `map`.
+pub fn load_tables<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Result<Tables, Error> {
+    let Some(script) = fw_cfg.known().table_loader else { return Ok(Tables::default()) };
+    let script = fw_cfg.read_file(script)?;
     let mut linker = Linker { fw_cfg, map, loaded: Vec::new(), low: layout::ACPI_TABLES };
     for (index, command) in script.chunks(COMMAND_SIZE).enumerate() {
         let command = Command::decode(command).map_err(TableError::Command);
@@ -37,7 +49,8 @@ pub fn load_tables<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Resu
             .and_then(|command| linker.execute(&command))
             .map_err(|failure| failure.at(index))?;
     }
-    Ok(linker.rsdp())
+    let rsdp = linker.rsdp().map_or(0, Range::start);
+    Ok(Tables { rsdp, performance: linker.add_fpdt() })
 }
 
 /// A failure within one command.
@@ -61,7 +74,7 @@ impl From<TableError> for Failure {
     }
 }
 
-struct Linker<'a, 'm, M> {
+pub(crate) struct Linker<'a, 'm, M> {
     fw_cfg: &'a mut FwCfg<'m, M>,
     map: &'a mut Map,
     loaded: Vec<Loaded>,
@@ -112,11 +125,14 @@ impl<M: Machine> Linker<'_, '_, M> {
             None => return Err(TableError::NoRoom(file.size).into()),
         };
         self.fw_cfg.load(file.selector, range).map_err(Failure::Other)?;
+        let full = |_| Failure::Other(Error::HeapFull(size_of::<Loaded>()));
+        self.loaded.try_reserve(1).map_err(full)?;
         self.loaded.push(Loaded { name, range });
         Ok(())
     }
 
-    fn allocate_low(&mut self, size: u64, alignment: u64) -> Option<Range> {
+    /// Takes `size` bytes of the area below 1 MiB.
+    pub(crate) fn allocate_low(&mut self, size: u64, alignment: u64) -> Option<Range> {
         let range = Range::new(align_up(self.low.start(), alignment)?, size)?;
         if !self.low.contains(range) {
             return None;
@@ -162,11 +178,22 @@ impl<M: Machine> Linker<'_, '_, M> {
         Ok(self.fw_cfg.machine().memory(range))
     }
 
-    fn rsdp(&self) -> u64 {
-        self.loaded
-            .iter()
-            .find(|l| name_matches(&l.name, file::ACPI_RSDP))
-            .map_or(0, |l| l.range.start())
+    /// The RSDP, if the script had one loaded.
+    pub(crate) fn rsdp(&self) -> Option<Range> {
+        let loaded = self.loaded.iter().find(|l| name_matches(&l.name, file::ACPI_RSDP))?;
+        (loaded.range.len() >= RSDP_SIZE).then_some(loaded.range)
+    }
+
+    /// The `length` bytes at an address that a table names, if a file was loaded there.
+    pub(crate) fn at(&mut self, address: u64, length: u64) -> Option<&mut [u8]> {
+        let range = Range::new(address, length)?;
+        let known = self.loaded.iter().any(|loaded| loaded.range.contains(range));
+        known.then(|| self.fw_cfg.machine().memory(range))
+    }
+
+    /// The machine, for what is not fw_cfg.
+    pub(crate) fn machine(&mut self) -> &mut M {
+        self.fw_cfg.machine()
     }
 }
 

@@ -14,6 +14,8 @@ use crate::fw_cfg::FwCfg;
 use crate::kernel::Launch;
 use crate::model::{Flavour, Model};
 
+mod explain;
+
 const MIB: u64 = 1 << 20;
 
 /// A setup header of protocol 2.12: relocatable, prefers 16 MiB, needs 4 MiB there.
@@ -345,6 +347,49 @@ fn a_script_that_cannot_be_is_refused_by_its_command() {
         ),
     ] {
         assert_eq!(stopped(&mut with_script(&[command])), Error::TableLoader(0, expected));
+    }
+}
+
+#[test]
+fn a_script_of_many_files_is_carried_out() {
+    let names: Vec<_> = (0..1500).map(|i| format!("f{i}")).collect();
+    let commands: Vec<_> = names
+        .iter()
+        .map(|n| Command::Allocate { file: name(n), alignment: 1, zone: Zone::High })
+        .collect();
+    let mut model = with_script(&commands);
+    names.iter().for_each(|name| model.file(name, Vec::new()));
+    assert!(boot(&mut model).is_ok());
+}
+
+#[test]
+fn files_without_an_rsdp_stay_where_they_were_loaded() {
+    let tables = name("tables");
+    let mut model =
+        with_script(&[Command::Allocate { file: tables, alignment: 16, zone: Zone::High }]);
+    let launch = boot(&mut model);
+    assert!(matches!(launch, Ok(Launch::Linux { .. })), "{launch:?}");
+    let loaded = Range::new(layout::ACPI_TABLES.start(), 256).unwrap();
+    assert_eq!(model.ram(loaded), [0x11; 256], "no MP table over it");
+    assert_eq!(get_u64(model.ram(layout::BOOT_PARAMS), 0x70), Some(0));
+}
+
+#[test]
+fn an_rsdp_too_short_to_be_one_is_none() {
+    let rsdp = name(file::ACPI_RSDP);
+    let mut model =
+        with_script(&[Command::Allocate { file: rsdp, alignment: 16, zone: Zone::FSegment }]);
+    model.file(file::ACPI_RSDP, vec![0; 19]);
+    boot(&mut model).unwrap();
+    assert_eq!(get_u64(model.ram(layout::BOOT_PARAMS), 0x70), Some(0));
+}
+
+#[test]
+fn a_kernel_that_ends_before_its_entry_is_cut_off() {
+    for (size, missing) in [(0u32, 0x201), (0x200, 1)] {
+        let mut model = machine(Flavour::Qemu);
+        model.items.insert(key::KERNEL_SIZE, size.to_le_bytes().to_vec());
+        assert_eq!(stopped(&mut model), Error::Kernel(linux::Error::CutOff(missing)));
     }
 }
 

@@ -76,6 +76,18 @@ impl Machine for Parts {
         panic!("write of port {port:#x}");
     }
 
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+
+    fn tsc_khz(&mut self) -> Option<u32> {
+        None
+    }
+
+    fn print(&mut self, line: std::fmt::Arguments<'_>) {
+        println!("{line}");
+    }
+
     fn host_bridge(&self) -> u32 {
         0
     }

@@ -51,7 +51,16 @@ fn debian_reaches_init_on_every_path_and_sees_the_same_machine() {
     }
     // The serial port's interrupts depend on how output and polling interleave.
     for facts in &runs[1..] {
-        assert_eq!(differences(&runs[0], facts, &["serial_irqs"]), [""; 0]);
+        let differences = differences(&runs[0], facts, &["serial_irqs", "firmware_times"]);
+        assert_eq!(differences, [""; 0]);
+    }
+    // What `systemd-analyze` shows: nanoseconds on the virtual machine's own clock.
+    let [firmware @ .., direct] = &runs;
+    assert_eq!(direct["firmware_times"], "", "there is no firmware");
+    for facts in firmware {
+        let times = facts["firmware_times"].split_once(' ').unwrap_or_else(|| panic!("{facts:?}"));
+        let [start, end]: [u64; 2] = [times.0, times.1].map(|time| time.parse().unwrap());
+        assert!(0 < start && start < end && end < 1_000_000_000, "{facts:?}");
     }
 }
 

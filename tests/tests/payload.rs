@@ -55,8 +55,9 @@ fn every_path_enters_as_the_protocol_says_and_tells_the_same() {
         assert_eq!(facts["sentinel"], "0");
     }
     let [firmware, firmware_32, firmware_16, direct] = runs;
-    // Firmware and direct boot: nothing may differ.
-    assert_eq!(differences(&firmware, &direct, &[]), [""; 0]);
+    // Firmware and direct boot: nothing may differ but what only a firmware has to tell.
+    assert_eq!(differences(&firmware, &direct, &["firmware_times"]), [""; 0]);
+    assert_eq!(firmware["firmware_times"], "ok");
     // The entry is what the test chose.
     assert_eq!(differences(&firmware, &firmware_32, &["entry"]), [""; 0]);
     // Setup code makes a zero page of its own, and finds the RSDP by itself.
@@ -81,7 +82,7 @@ fn memory_of_any_size_is_all_there_on_both_paths() {
             let command = microvm(boot, memory, &payload(), "");
             passed(&run(&mut { command }, b"", DEADLINE))
         });
-        assert_eq!(differences(&firmware, &direct, &[]), [""; 0], "{memory}");
+        assert_eq!(differences(&firmware, &direct, &["firmware_times"]), [""; 0], "{memory}");
         // Less the EBDA's KiB and the 384 KiB below 1 MiB that are no RAM to a kernel.
         assert_eq!(firmware["memory_kib"], (kib - 385).to_string(), "{memory}");
     }
@@ -198,4 +199,32 @@ fn the_trace_has_every_stage_in_order() {
         let at: Vec<_> = stages.iter().map(|stage| trace.find(stage)).collect();
         assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{boot:?}: {trace}");
     }
+}
+
+#[test]
+fn the_log_tells_the_way_on_the_console_and_only_when_asked() {
+    let mut command = microvm(Boot::Firmware, "128M", &payload(), "");
+    let ended = run(&mut command, b"", DEADLINE);
+    assert!(!ended.stdout.contains("bios-microvm:"), "{ended}");
+    let ended =
+        run(command.args(["-fw_cfg", "name=opt/org.microvm/verbose,string=on"]), b"", DEADLINE);
+    passed(&ended);
+    for part in ["fw_cfg by DMA", "memory 0x100000 to 0x8000000: RAM", "kernel at ", "64-bit entry"]
+    {
+        assert!(ended.stdout.contains(part), "no {part:?}: {ended}");
+    }
+}
+
+#[test]
+fn the_boot_trace_has_the_firmware_s_own_stamps() {
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let mut command = microvm(Boot::Firmware, "128M", &payload(), "");
+    passed(&run(command.arg("-boot-trace").arg(trace.path()), b"", DEADLINE));
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(trace.path()).unwrap()).unwrap();
+    let stamps = &json["boots"][0]["firmware"];
+    let [start, load, entry] =
+        ["start", "load_kernel", "kernel_entry"].map(|stage| stamps[stage].as_u64().unwrap());
+    assert!(start < load && load < entry, "{stamps}");
+    assert!(stamps["khz"].as_u64().unwrap() > 0, "{stamps}");
 }

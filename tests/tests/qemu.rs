@@ -115,15 +115,35 @@ fn a_kernel_that_does_not_fit_is_told_what_it_needs() {
     }
 }
 
-#[test]
-fn no_kernel_is_one_line_and_not_a_hang() {
+/// QEMU without a kernel, and with a way to be told so.
+fn without_kernel(told: &[&str]) -> Ended {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", "microvm", "-accel", "tcg", "-nodefaults", "-no-user-config"]);
-    command.args(["-nographic", "-serial", "stdio"]);
-    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    command.args(["-nographic", "-no-reboot"]).args(told);
     command.arg("-bios").arg(product("bios-microvm.bin"));
-    let ended = run(&mut command, b"", DEADLINE);
-    let line = "bios-microvm: error 40: no kernel: start the VMM with -kernel FILE";
-    assert_eq!(ended.stdout.trim(), line, "{ended}");
-    assert_eq!(ended.status, Some(40 * 2 + 1), "{ended}");
+    run(&mut command, b"", DEADLINE)
+}
+
+const NO_KERNEL: &str = "bios-microvm: error 40: no kernel: start the VMM with -kernel FILE";
+
+#[test]
+fn no_kernel_is_one_line_and_not_a_hang() {
+    let debug_exit = ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"];
+    let com1 = without_kernel(&[&["-serial", "stdio"][..], &debug_exit].concat());
+    let debug_console =
+        ["-chardev", "stdio,id=c", "-device", "isa-debugcon,iobase=0x402,chardev=c"];
+    let debug_console = without_kernel(&[&debug_console[..], &debug_exit].concat());
+    for ended in [com1, debug_console] {
+        assert_eq!(ended.stdout.trim(), NO_KERNEL, "{ended}");
+        assert_eq!(ended.status, Some(40 * 2 + 1), "{ended}");
+    }
+}
+
+#[test]
+fn a_failure_without_a_debug_exit_is_told_to_pvpanic() {
+    // QEMU's answer to the panic is to end; without it, the firmware halts and this times out.
+    let ended =
+        without_kernel(&["-serial", "stdio", "-device", "pvpanic", "-action", "panic=shutdown"]);
+    assert_eq!(ended.stdout.trim(), NO_KERNEL, "{ended}");
+    assert!(!ended.timed_out, "{ended}");
 }

@@ -3,9 +3,11 @@
 //! Source: QEMU, docs/specs/fw_cfg.rst and what its device does where that is silent. Big items
 //! stay in their files and are read from there straight into guest memory.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use abi::fw_cfg::{DMA_SIGNATURE, DmaAccess, File, dma, key};
+use abi::fw_cfg::{DMA_SIGNATURE, DmaAccess, File, Record, dma, file, key};
+use abi::linux::HEADER_END;
 
 use crate::bus::{Action, Device};
 use crate::image::Image;
@@ -17,6 +19,18 @@ const WRITE_CHANNEL: u16 = 0x4000;
 const DMA_OFFSET: u64 = 4;
 /// Bytes that the data register reads ahead from a file.
 const WINDOW: usize = 4096;
+/// The longest item that is worth a copy to save its reader an exit.
+const PREFETCH_MAX: u64 = 4096;
+/// The files that our firmware reads, but for the writable one.
+const PREFETCHED_FILES: [&str; 7] = [
+    file::ACPI_RSDP,
+    file::ACPI_TABLES,
+    file::E820,
+    file::ENTRY,
+    file::FEATURE_CONTROL,
+    file::TABLE_LOADER,
+    file::VERBOSE,
+];
 
 /// Contents of an item.
 #[derive(Clone, Debug)]
@@ -30,6 +44,8 @@ pub enum Item {
         /// Where the part begins.
         offset: u64,
     },
+    /// Bytes that the guest may write, and whoever shares them may read.
+    Writable(Arc<Mutex<Vec<u8>>>),
 }
 
 impl Item {
@@ -43,6 +59,7 @@ impl Item {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Part { image, offset } => image.size().saturating_sub(*offset),
+            Self::Writable(bytes) => lock(bytes).len() as u64,
         }
     }
 
@@ -54,12 +71,8 @@ impl Item {
     /// Copies what there is from `at` on; the rest of `to` is left.
     fn read(&self, at: u64, to: &mut [u8]) -> Option<usize> {
         match self {
-            Self::Bytes(bytes) => {
-                let from = bytes.get(usize::try_from(at).ok()?..)?;
-                let count = from.len().min(to.len());
-                to.get_mut(..count)?.copy_from_slice(from.get(..count)?);
-                Some(count)
-            }
+            Self::Bytes(bytes) => copy_from(bytes, at, to),
+            Self::Writable(bytes) => copy_from(&lock(bytes), at, to),
             Self::Part { image, offset } => image.read_at(to, offset.checked_add(at)?).ok(),
         }
     }
@@ -67,16 +80,36 @@ impl Item {
     /// Copies `length` bytes from `at` on, which are there, to guest memory.
     fn copy(&self, at: u64, ram: &GuestRam, address: u64, length: u64) -> Option<()> {
         match self {
-            Self::Bytes(bytes) => {
-                let start = usize::try_from(at).ok()?;
-                let end = start.checked_add(usize::try_from(length).ok()?)?;
-                ram.write(address, bytes.get(start..end)?).ok()
-            }
+            Self::Bytes(bytes) => ram.write(address, bytes.get(span(at, length)?)?).ok(),
+            Self::Writable(bytes) => ram.write(address, lock(bytes).get(span(at, length)?)?).ok(),
             Self::Part { image, offset } => {
                 ram.load(address, image.file(), offset.checked_add(at)?, length).ok()
             }
         }
     }
+
+    /// Copies `length` bytes of guest memory over those from `at` on, if the guest may write them
+    /// and there are so many.
+    fn write(&self, at: u64, ram: &GuestRam, address: u64, length: u64) -> Option<()> {
+        let Self::Writable(bytes) = self else { return None };
+        ram.read(address, lock(bytes).get_mut(span(at, length)?)?).ok()
+    }
+}
+
+fn lock(bytes: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    bytes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn span(at: u64, length: u64) -> Option<Range<usize>> {
+    let start = usize::try_from(at).ok()?;
+    Some(start..start.checked_add(usize::try_from(length).ok()?)?)
+}
+
+fn copy_from(bytes: &[u8], at: u64, to: &mut [u8]) -> Option<usize> {
+    let from = bytes.get(usize::try_from(at).ok()?..)?;
+    let count = from.len().min(to.len());
+    to.get_mut(..count)?.copy_from_slice(from.get(..count)?);
+    Some(count)
 }
 
 /// The items of a device that is being made.
@@ -136,9 +169,15 @@ impl Items {
         Some(bytes)
     }
 
-    /// Numbers the files in the order of their names, and makes the directory of them.
+    /// Numbers the files in the order of their names, and makes the directory of them and the file
+    /// with which our firmware reads all small items at once.
     fn finish(mut self) -> Vec<(u16, Item)> {
+        self.add_file(file::PREFETCH, Item::Bytes(Vec::new()));
         self.files.sort_by(|a, b| a.0.cmp(&b.0));
+        let records = self.prefetch();
+        if let Some((_, item)) = self.files.iter_mut().find(|(name, _)| name == file::PREFETCH) {
+            *item = Item::Bytes(records);
+        }
         let entries = self.files.iter().zip(key::FILE_FIRST..).filter_map(|((name, item), key)| {
             // The directory has 32 bits for a size; files and names were checked when opened.
             File::new(name, key, u32::try_from(item.len()).ok()?)
@@ -155,6 +194,33 @@ impl Items {
         self.keyed.extend((key::FILE_FIRST..).zip(files));
         self.keyed.sort_by_key(|(key, _)| *key);
         self.keyed
+    }
+}
+
+impl Items {
+    /// A [`Record`] of each small item that our firmware may read.
+    fn prefetch(&self) -> Vec<u8> {
+        let keyed = self.keyed.iter().map(|(key, item)| (*key, item));
+        let files = self.files.iter().zip(key::FILE_FIRST..);
+        let files = files.map(|((name, item), key)| (name.as_str(), key, item));
+        let files = files.filter(|(name, ..)| PREFETCHED_FILES.contains(name));
+        let mut records = Vec::new();
+        for (key, item) in keyed.chain(files.map(|(_, key, item)| (key, item))) {
+            let limit = match key {
+                key::SETUP_DATA => HEADER_END,
+                _ if item.len() > PREFETCH_MAX => continue,
+                _ => usize::from(u16::MAX),
+            };
+            let mut bytes = vec![0; limit.min(usize::try_from(item.len()).unwrap_or(limit))];
+            // What cannot be read now is left to the transfer that asks for it.
+            let read = item.read(0, &mut bytes).filter(|count| *count == bytes.len());
+            let header = Record::header(key, bytes.len());
+            if let (Some(_), Some(header)) = (read, header) {
+                records.extend(header);
+                records.extend(bytes);
+            }
+        }
+        records
     }
 }
 
@@ -244,8 +310,10 @@ impl FwCfg {
             }
             self.ram.zero(access.address + there, length - there).ok()?;
         } else if access.control & dma::WRITE != 0 && length > 0 {
-            // No item is writable.
-            return None;
+            if length > left {
+                return None;
+            }
+            item?.write(state.offset, &self.ram, access.address, length)?;
         } else if access.control & dma::SKIP == 0 {
             return Some(());
         }

@@ -1,8 +1,10 @@
 //! A virtual machine: its set-up from top to bottom, and a run of it.
 #![expect(unsafe_code, reason = "guest memory becomes KVM's memory slots")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use abi::boot_trace::{self, BootTrace};
+use abi::fw_cfg::file;
 use abi::layout;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
@@ -20,7 +22,7 @@ use crate::config::Config;
 use crate::cpuid::{self, Topology};
 use crate::devices::ioapic::{Message, Messages};
 use crate::devices::serial::Com1;
-use crate::fw_cfg::FwCfg;
+use crate::fw_cfg::{FwCfg, Item, Items};
 use crate::image::Images;
 use crate::memory::{self, GuestRam};
 use crate::trace::Trace;
@@ -54,6 +56,8 @@ pub struct Machine {
     _vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
     state: InitState,
+    /// What the firmware writes of its stages, when somebody wants to know.
+    stamps: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
 impl Machine {
@@ -78,13 +82,14 @@ impl Machine {
             cpus: config.cpus,
             acpi: &acpi::Tables::new(config.cpus),
         };
-        let (state, items) = boot::prepare(&source, &ram)?;
+        let (state, mut items) = boot::prepare(&source, &ram)?;
+        let stamps = config.boot_trace.as_ref().and(items.as_mut()).map(offer_boot_trace);
         if let Some(first) = cpus.first_mut() {
             first.load(&state)?;
         }
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
         let board = Board::new(config, fw_cfg, com1, Injector(vm.clone()))?;
-        Ok(Self { cpus, board, _vm: vm, ram, state })
+        Ok(Self { cpus, board, _vm: vm, ram, state, stamps })
     }
 
     /// Runs the guest to its end.
@@ -97,9 +102,20 @@ impl Machine {
         let end = cpu.run(&self.board, &self.ram, trace);
         if let Some(trace) = trace {
             trace.kvm_exits(cpu.kvm_exits());
+            let stamps = self.stamps.as_ref().and_then(|stamps| {
+                BootTrace::decode(&stamps.lock().unwrap_or_else(PoisonError::into_inner))
+            });
+            trace.firmware(stamps.map(|stamps| (stamps, cpu.tsc_khz())));
         }
         Ok(end?)
     }
+}
+
+/// Offers the file that the firmware writes its stamps to; the file's bytes.
+fn offer_boot_trace(items: &mut Items) -> Arc<Mutex<Vec<u8>>> {
+    let bytes = Arc::new(Mutex::new(vec![0; boot_trace::SIZE]));
+    items.add_file(file::BOOT_TRACE, Item::Writable(bytes.clone()));
+    bytes
 }
 
 /// KVM on Intel needs four pages of the guest's address space for real mode.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use abi::boot_trace::BootTrace;
 use abi::post;
 use abi::range::Range;
 use rustix::time::{ClockId, clock_gettime};
@@ -69,6 +70,7 @@ struct Boot {
     first_run_ns: u64,
     marks: Vec<Mark>,
     kvm_exits: Option<u64>,
+    firmware: Option<(BootTrace, Option<u32>)>,
 }
 
 #[derive(Debug)]
@@ -96,6 +98,7 @@ impl Trace {
             first_run_ns: ns,
             marks: entry.into_iter().collect(),
             kvm_exits: None,
+            firmware: None,
         });
     }
 
@@ -130,6 +133,13 @@ impl Trace {
     pub fn kvm_exits(&mut self, count: Option<u64>) {
         if let Some(boot) = self.boots.last_mut() {
             boot.kvm_exits = count;
+        }
+    }
+
+    /// The firmware's own stamps, if it left any, and the rate of their clock in kHz.
+    pub fn firmware(&mut self, stamps: Option<(BootTrace, Option<u32>)>) {
+        if let Some(boot) = self.boots.last_mut() {
+            boot.firmware = stamps;
         }
     }
 
@@ -181,6 +191,13 @@ impl Boot {
             "marks": marks,
             "placed": placed,
             "kvm_exits": self.kvm_exits,
+            "firmware": self.firmware.map(|(stamps, tsc_khz)| json!({
+                "clock": "TSC",
+                "khz": tsc_khz,
+                "start": stamps.start,
+                "load_kernel": stamps.load_kernel,
+                "kernel_entry": stamps.kernel_entry,
+            })),
         })
     }
 }
@@ -199,6 +216,8 @@ mod tests {
         trace.count(Exit::MmioRead, "unclaimed");
         trace.mark(post::GUEST_INIT);
         trace.kvm_exits(Some(9));
+        let stamps = BootTrace { start: 10, load_kernel: 20, kernel_entry: 30 };
+        trace.firmware(Some((stamps, Some(1000))));
         let json = trace.json("power off", 0, 77);
         assert_eq!(json["start_ns"], 5);
         assert_eq!(json["exits"]["io_out"]["COM1"], 2);
@@ -210,6 +229,8 @@ mod tests {
         assert_eq!(boot["marks"][1]["code"], 0xe0);
         assert_eq!(boot["marks"][1]["exits"], 3);
         assert_eq!(boot["kvm_exits"], 9);
+        assert_eq!(boot["firmware"]["load_kernel"], 20);
+        assert_eq!(boot["firmware"]["khz"], 1000);
         assert_eq!(json["exit"]["reason"], "power off");
     }
 }

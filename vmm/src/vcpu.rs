@@ -205,6 +205,11 @@ impl Vcpu {
         (code == post::FIRMWARE_FAILED).then_some(End::FirmwareFailed)
     }
 
+    /// The rate of the time-stamp counter in kHz, if KVM knows it.
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.fd.get_tsc_khz().ok()
+    }
+
     /// KVM's count of this CPU's exits, from its binary statistics.
     pub fn kvm_exits(&self) -> Option<u64> {
         // _IO(KVMIO, 0xce), Linux 5.14.

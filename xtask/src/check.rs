@@ -19,7 +19,9 @@ pub fn main() -> Result<()> {
     eprintln!("check: the firmware's budget");
     cost::check()?;
     eprintln!("check: the rules of this repository");
-    tidy::main()
+    tidy::main()?;
+    eprintln!("check: passed");
+    Ok(())
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::tree_hash;
+use crate::{firmware_times, tree_hash};
 
 /// The line before the first fact.
 pub const BEGIN: &str = "guest-facts-begin";
@@ -26,6 +26,7 @@ pub fn gather() -> Vec<(&'static str, String)> {
         ("cmdline", read("/proc/cmdline")),
         ("acpi", if tables.is_empty() { "no".into() } else { "yes".into() }),
         ("acpi_tables", tables.join(",")),
+        ("firmware_times", firmware_times::read()),
         ("e820", e820(Path::new("/sys/firmware/memmap"))),
         ("root", file_system(&read("/proc/mounts"), "/")),
         ("pci", pci(Path::new("/sys/bus/pci/devices"))),
@@ -132,6 +133,8 @@ fn acpi_tables(directory: &Path) -> Vec<String> {
         .filter_map(Result::ok)
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        // Not the host's: see `firmware_times`.
+        .filter(|name| name != "FPDT")
         .collect();
     names.sort_unstable();
     names

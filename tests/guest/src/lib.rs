@@ -8,6 +8,7 @@
 pub mod console;
 pub mod disk;
 pub mod facts;
+pub mod firmware_times;
 pub mod lab;
 pub mod mark;
 pub mod mounts;

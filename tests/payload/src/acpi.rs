@@ -57,6 +57,19 @@ impl Tables {
         cpus
     }
 
+    /// What the FPDT says of the firmware: reset's end, two times of its loader, two of its end.
+    pub fn firmware_times(&self) -> Option<[u64; 5]> {
+        const POINTER: usize = 44;
+        const TIMES: usize = 16;
+        let table = self.tables().find(|table| table.starts_with(b"FPDT"))?;
+        let times = physical(get_u64(table, POINTER)?, 56).filter(|t| t.starts_with(b"FBPT"))?;
+        let mut all = [0; 5];
+        for (index, time) in all.iter_mut().enumerate() {
+            *time = get_u64(times, TIMES + 8 * index)?;
+        }
+        Some(all)
+    }
+
     /// The XSDT, or the RSDT of an RSDP of ACPI 1.0, and the bytes of an entry in it.
     fn root(&self) -> Option<(&'static [u8], usize)> {
         let old = physical(self.rsdp, 20)?;
@@ -129,7 +142,9 @@ pub struct List<'a>(&'a Tables);
 
 impl fmt::Display for List<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.tables().try_for_each(|t| write!(f, "{}+{},", signature(t), t.len()))
+        // The FPDT is the firmware's, not the host's: see `Tables::firmware_times`.
+        let mut tables = self.0.tables().filter(|table| !table.starts_with(b"FPDT"));
+        tables.try_for_each(|t| write!(f, "{}+{},", signature(t), t.len()))
     }
 }
 

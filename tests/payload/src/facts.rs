@@ -135,6 +135,13 @@ impl Facts {
         let tables = acpi::Tables::new(rsdp);
         self.check("acpi_checksums", tables.verdict());
         fact("acpi_tables", tables.list());
+        match tables.firmware_times() {
+            Some(times) => {
+                let forward = times.is_sorted() && times.iter().all(|time| *time > 0);
+                self.check("firmware_times", if forward { "ok" } else { "[backwards]" });
+            }
+            None => fact("firmware_times", "none"),
+        }
         fact("cpus", tables.cpus());
     }
 }

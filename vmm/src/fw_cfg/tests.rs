@@ -12,6 +12,7 @@ const TARGET: u64 = 0x2000;
 struct Guest {
     device: FwCfg,
     ram: Arc<GuestRam>,
+    written: Arc<Mutex<Vec<u8>>>,
     _directory: tempfile::TempDir,
 }
 
@@ -30,7 +31,9 @@ fn guest() -> Guest {
     items.add_file("opt/b", Item::Bytes(b"abc".into()));
     items.add_file("opt/a", Item::whole(image));
     items.add_file("opt/b", Item::Bytes(b"xyz".into()));
-    Guest { device: FwCfg::new(items, ram.clone()), ram, _directory: directory }
+    let written = Arc::new(Mutex::new(vec![0; 4]));
+    items.add_file("opt/c", Item::Writable(written.clone()));
+    Guest { device: FwCfg::new(items, ram.clone()), ram, written, _directory: directory }
 }
 
 impl Guest {
@@ -93,13 +96,14 @@ fn the_data_register_reads_through_a_big_file() {
 fn the_directory_is_sorted_by_name() {
     let guest = guest();
     guest.select(key::FILE_DIR);
-    let bytes = guest.bytes(4 + 2 * File::SIZE);
-    assert_eq!(bytes[..4], [0, 0, 0, 2]);
-    let first = File::decode(&bytes[4..]).unwrap();
-    let second = File::decode(&bytes[4 + File::SIZE..]).unwrap();
-    assert!(first.is_named("opt/a") && first.selector == 0x20 && first.size == 10_007);
-    assert!(second.is_named("opt/b") && second.selector == 0x21 && second.size == 3);
-    guest.select(0x21);
+    let bytes = guest.bytes(4 + 3 * File::SIZE);
+    assert_eq!(bytes[..4], [0, 0, 0, 4]);
+    let (entries, _) = bytes[4..].as_chunks();
+    let [first, second, third] = [0, 1, 2].map(|index| File::decode(&entries[index]));
+    assert!(first.is_named(file::PREFETCH) && first.selector == 0x20);
+    assert!(second.is_named("opt/a") && second.selector == 0x21 && second.size == 10_007);
+    assert!(third.is_named("opt/b") && third.selector == 0x22 && third.size == 3);
+    guest.select(0x22);
     assert_eq!(guest.bytes(3), b"xyz", "the later file of a name counts");
 }
 
@@ -152,6 +156,44 @@ fn what_cannot_be_is_an_error_and_changes_nothing() {
         assert_eq!(guest.at(TARGET, 4), [0; 4]);
     }
     assert_eq!(guest.bytes(1), [0], "0x7777 is selected");
+}
+
+#[test]
+fn only_a_writable_file_is_written_and_only_within_its_bytes() {
+    let guest = guest();
+    // The files in the order of their names: prefetch, a, b, c.
+    let item = key::FILE_FIRST + 3;
+    guest.ram.write(TARGET, b"wxyz").unwrap();
+    assert_eq!(guest.dma(select_and(item, dma::WRITE), 5, TARGET), dma::ERROR);
+    assert_eq!(guest.dma(select_and(item, dma::SKIP), 2, 0), 0);
+    assert_eq!(guest.dma(dma::WRITE, 3, TARGET), dma::ERROR);
+    assert_eq!(guest.dma(dma::WRITE, 2, TARGET), 0);
+    assert_eq!(*guest.written.lock().unwrap(), b"\0\0wx");
+    guest.select(item);
+    assert_eq!(guest.bytes(5), b"\0\0wx\0");
+    assert_eq!(guest.dma(select_and(item - 1, dma::WRITE), 1, TARGET), dma::ERROR);
+}
+
+#[test]
+fn small_items_are_in_the_prefetch_file() {
+    let mut items = Items::default();
+    items.set_u32(key::KERNEL_SIZE, 7);
+    items.set(key::SETUP_DATA, vec![1; 8192]);
+    items.set(key::INITRD_DATA, vec![2; 5000]);
+    items.add_file("opt/mine", Item::Bytes(b"not asked for".into()));
+    items.add_file(file::E820, Item::Bytes(b"map".into()));
+    let items = items.finish();
+    let of = |key| items.iter().find(|(k, _)| *k == key).map(|(_, item)| item.clone()).unwrap();
+    let Item::Bytes(bytes) = of(key::FILE_FIRST + 1) else { panic!("etc/e820 comes first") };
+    let mut rest = bytes.as_slice();
+    let records: Vec<_> = std::iter::from_fn(|| Record::take(&mut rest)).collect();
+    let found = |key| records.iter().find(|r| r.selector == key).map(|r| r.bytes);
+    assert_eq!(found(key::KERNEL_SIZE), Some(&[7, 0, 0, 0][..]));
+    assert_eq!(found(key::SETUP_DATA), Some(&[1; HEADER_END][..]));
+    assert_eq!(found(key::INITRD_DATA), None, "too big");
+    assert_eq!(found(key::FILE_FIRST), Some(&b"map"[..]));
+    assert_eq!(found(key::FILE_FIRST + 2), None, "nobody reads opt/mine");
+    assert_eq!(rest, b"");
 }
 
 #[test]
