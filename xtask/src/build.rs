@@ -18,7 +18,7 @@ const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The image that `-bios` takes.
 pub const BIOS: &str = "bios-microvm.bin";
-/// The freestanding test kernel.
+/// The freestanding test kernel; `payload.elf` is the same for PVH.
 pub const PAYLOAD: &str = "payload.bzImage";
 /// The initramfs of the tested Linux guest.
 pub const INITRAMFS: &str = "initramfs.cpio";
@@ -71,18 +71,22 @@ pub fn build_firmware() -> Result<PathBuf> {
     if !matches!(reset_vector, Some(0xe9 | 0xeb)) {
         bail!("{}: no jump at the reset vector", workspace::shown(&elf));
     }
-    let path = write_image(BIOS, &image)?;
+    let path = write_image(BIOS, &image.bytes)?;
     println!("{}", workspace::shown(&path));
     println!("{} of {} bytes used", image.used, image.bytes.len());
     println!("sha256 {}", sha256(&image.bytes));
     Ok(path)
 }
 
-/// Builds the test kernel, the linker script of which lays out a bzImage.
+/// Builds the test kernel, the linker script of which lays out a bzImage: its setup
+/// code comes before what is loaded at 1 MiB. The ELF file is a PVH kernel.
 pub fn build_payload() -> Result<PathBuf> {
     let elf = build_freestanding("payload")?;
-    let image = flatten(&elf, Layout { base: 0, size: None, fill: 0 })?;
-    write_image(PAYLOAD, &image)
+    let base = abi::layout::HIGH_RAM_START;
+    let loaded = flatten(&elf, Layout { base, size: None, fill: 0 })?;
+    let file = fs::read(&elf).with_context(|| format!("reading {}", workspace::shown(&elf)))?;
+    let bytes = [image::front(&file)?, &loaded.bytes].concat();
+    write_image(PAYLOAD, &bytes)
 }
 
 fn flatten(elf: &Path, layout: Layout) -> Result<Image> {
@@ -90,9 +94,9 @@ fn flatten(elf: &Path, layout: Layout) -> Result<Image> {
     image::flatten(&file, layout).with_context(|| format!("{}", workspace::shown(elf)))
 }
 
-fn write_image(name: &str, image: &Image) -> Result<PathBuf> {
+fn write_image(name: &str, bytes: &[u8]) -> Result<PathBuf> {
     let path = workspace::product(name)?;
-    workspace::replace(&path, |partial| fs::write(partial, &image.bytes))?;
+    workspace::replace(&path, |partial| fs::write(partial, bytes))?;
     Ok(path)
 }
 

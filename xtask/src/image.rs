@@ -1,7 +1,7 @@
 //! From a linked ELF file to a flat image: segments at their load addresses.
 
 use anyhow::{Context, Result, bail};
-use object::elf::{FileHeader64, PT_LOAD};
+use object::elf::{FileHeader64, PT_LOAD, PT_LOOS, ProgramType};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 
@@ -32,7 +32,7 @@ pub struct Image {
 ///
 /// Segments without bytes in the file (zeroed at run time) have no place in an image.
 pub fn flatten(elf: &[u8], layout: Layout) -> Result<Image> {
-    let mut segments = load_segments(elf)?;
+    let mut segments = segments(elf, PT_LOAD)?;
     segments.sort_unstable_by_key(|(address, _)| *address);
 
     let limit = layout.size.unwrap_or(SIZE_LIMIT);
@@ -61,13 +61,22 @@ pub fn flatten(elf: &[u8], layout: Layout) -> Result<Image> {
     Ok(Image { bytes, used })
 }
 
-fn load_segments(elf: &[u8]) -> Result<Vec<(u64, &[u8])>> {
+/// What comes before a kernel's loaded part in its image: the segment of the type `PT_LOOS`, which
+/// the loader of an ELF file leaves out.
+pub fn front(elf: &[u8]) -> Result<&[u8]> {
+    match segments(elf, ProgramType(PT_LOOS))?[..] {
+        [(_, front)] => Ok(front),
+        _ => bail!("not one segment of the type PT_LOOS"),
+    }
+}
+
+fn segments(elf: &[u8], kind: ProgramType) -> Result<Vec<(u64, &[u8])>> {
     let header = FileHeader64::<Endianness>::parse(elf).context("reading the ELF header")?;
     let endian = header.endian().context("reading the ELF header")?;
     let mut segments = Vec::new();
     for segment in header.program_headers(endian, elf).context("reading the program headers")? {
         let (offset, size) = segment.file_range(endian);
-        if segment.p_type(endian) != PT_LOAD || size == 0 {
+        if segment.p_type(endian) != kind || size == 0 {
             continue;
         }
         let data = elf.read_bytes_at(offset, size).ok();
@@ -134,6 +143,11 @@ mod tests {
     fn segments_without_bytes_do_not_count() {
         let image = check(&[(0xc000, b"", 0), (0xf_0000, b"x", 1)], ROM).unwrap();
         assert_eq!(image.used, 1);
+    }
+
+    #[test]
+    fn an_image_without_a_front_is_refused() {
+        assert!(front(&elf(&[(0xf_0000, b"abcd", 4)])).is_err());
     }
 
     #[test]

@@ -5,7 +5,10 @@ use core::fmt;
 
 use crate::hardware::{self, Console};
 
-core::arch::global_asm!(include_str!("start.S"), options(att_syntax));
+/// What [`EntryState::entry`] holds after the PVH entry, which is a 32-bit one.
+pub const PVH: u64 = 0x50;
+
+core::arch::global_asm!(include_str!("start.S"), ENTRY_PVH = const PVH, options(att_syntax));
 
 unsafe extern "C" {
     fn payload_triple_fault() -> !;
@@ -14,7 +17,7 @@ unsafe extern "C" {
 /// The registers as the loader left them; start.S pushes them in this order, last first.
 #[repr(C)]
 pub struct EntryState {
-    /// 32 or 64.
+    /// 32, 64 or [`PVH`].
     pub entry: u64,
     efer: u64,
     cr4: u64,
@@ -23,7 +26,8 @@ pub struct EntryState {
     es: u64,
     ds: u64,
     cs: u64,
-    rbx: u64,
+    /// `struct hvm_start_info`, at the PVH entry.
+    pub rbx: u64,
     rbp: u64,
     rdi: u64,
     /// The zero page.
@@ -41,21 +45,29 @@ struct TableRegister {
 /// Called by start.S, once, with the loader's registers and GDT.
 #[unsafe(no_mangle)]
 extern "C" fn payload_main(state: &EntryState, gdt: &TableRegister) -> ! {
-    crate::facts::report(state, TableRegister { limit: gdt.limit, base: gdt.base }.descriptors())
+    let gdt = TableRegister { limit: gdt.limit, base: gdt.base };
+    crate::facts::report(state, gdt.descriptors(state.selectors()))
 }
 
 impl TableRegister {
-    /// The descriptors of `__BOOT_CS` (0x10) and `__BOOT_DS` (0x18).
-    fn descriptors(&self) -> Option<[u64; 2]> {
+    /// The descriptors of these selectors.
+    fn descriptors(&self, selectors: [u64; 2]) -> Option<[u64; 2]> {
         // In 32-bit mode only the lower half was stored.
         let base = self.base & 0xffff_ffff;
         let table = hardware::physical(base, u64::from(self.limit) + 1)?;
-        Some([abi::bytes::get_u64(table, 0x10)?, abi::bytes::get_u64(table, 0x18)?])
+        let [code, data] = selectors
+            .map(|selector| abi::bytes::get_u64(table, usize::try_from(selector & !7).ok()?));
+        Some([code?, data?])
     }
 }
 
 impl EntryState {
-    /// The promises of boot.rst that were not kept, `ok` when all were.
+    /// The selectors of code and data: Linux prescribes `__BOOT_CS` and `__BOOT_DS`, PVH none.
+    fn selectors(&self) -> [u64; 2] {
+        if self.entry == PVH { [self.cs, self.ds] } else { [0x10, 0x18] }
+    }
+
+    /// The promises of boot.rst, or of Xen's pvh.markdown, that were not kept, `ok` when all were.
     pub fn verdict(&self, descriptors: Option<[u64; 2]>) -> impl fmt::Display + use<> {
         const CODE_32: u64 = 0x00cf_9a00_0000_ffff;
         const CODE_64: u64 = 0x00af_9a00_0000_ffff;
@@ -69,15 +81,18 @@ impl EntryState {
             // The limit does not count in 64-bit mode, all else does.
             cs & !ACCESSED == code && ds & !ACCESSED == DATA
         });
+        let [cs, ds] = self.selectors();
+        // PVH says nothing of these registers: EBX has the start info.
+        let zeroed = long || self.entry == PVH || [self.rbx, self.rbp, self.rdi] == [0; 3];
         Verdict([
             (self.cr0 & 1 == 1, "protection off"),
             (paging == long, "paging"),
             (long_active == long, "long mode"),
             (self.rflags >> 9 & 1 == 0, "interrupts on"),
-            (self.cs == 0x10, "cs"),
-            ([self.ds, self.es, self.ss] == [0x18; 3], "ds, es or ss"),
+            (self.cs == cs, "cs"),
+            ([self.ds, self.es, self.ss] == [ds; 3], "ds, es or ss"),
             (flat, "descriptors"),
-            (long || [self.rbx, self.rbp, self.rdi] == [0; 3], "ebx, ebp or edi"),
+            (zeroed, "ebx, ebp or edi"),
             (self.cr4 >> 5 & 1 == u64::from(long) || self.cr4 == 0, "cr4"),
         ])
     }

@@ -10,9 +10,10 @@ use crate::acpi;
 use crate::entry::{self, EntryState};
 use crate::hardware::{self, Console, EXIT_FAILED, EXIT_OK};
 use crate::mp_table;
+use crate::pvh;
 
 /// Offsets in the zero page (Linux, Documentation/arch/x86/zero-page.rst).
-mod zero_page {
+pub mod zero_page {
     pub const RSDP: usize = 0x070;
     pub const EXT_RAMDISK_IMAGE: usize = 0x0c0;
     pub const EXT_RAMDISK_SIZE: usize = 0x0c4;
@@ -30,8 +31,15 @@ const COMMAND_LINE_MAX: u64 = 4096;
 
 /// Prints everything and leaves.
 pub fn report(state: &EntryState, descriptors: Option<[u64; 2]>) -> ! {
-    let Some(page) = hardware::physical(state.rsi, 4096) else {
-        let _ = writeln!(Console, "entry_state=[no zero page at {:#x}]", state.rsi);
+    let mut own_page = [0; 4096];
+    let page = if state.entry == entry::PVH {
+        pvh::fill_zero_page(state.rbx, &mut own_page).map(|()| own_page.as_slice())
+    } else {
+        hardware::physical(state.rsi, 4096)
+    };
+    let Some(page) = page else {
+        let EntryState { rsi, rbx, .. } = state;
+        let _ = writeln!(Console, "entry_state=[neither zero page {rsi:#x} nor info {rbx:#x}]");
         hardware::debug_exit(EXIT_FAILED)
     };
     let command_line = command_line(page);
@@ -62,18 +70,26 @@ impl Facts {
                 fact("bios_memory", format_args!("{:?}", real.memory));
             }
             None => {
-                fact("entry", state.entry);
+                match state.entry {
+                    entry::PVH => fact("entry", "pvh"),
+                    bits => fact("entry", bits),
+                }
                 self.check("entry_state", state.verdict(descriptors));
             }
         }
-        fact("zero_page", format_args!("{:#x}", state.rsi));
+        match state.entry {
+            entry::PVH => fact("start_info", format_args!("{:#x}", state.rbx)),
+            _ => fact("zero_page", format_args!("{:#x}", state.rsi)),
+        }
         fact("sentinel", page[zero_page::SENTINEL]);
         fact("loader", format_args!("{:#x}", page[zero_page::LOADER]));
         fact("cmdline", command_line);
         self.memory(page);
         self.initrd(page);
-        let rsdp = get_u64(page, zero_page::RSDP).filter(|address| *address != 0);
-        self.acpi(rsdp.or_else(acpi::find_rsdp).unwrap_or(0));
+        let told = get_u64(page, zero_page::RSDP).filter(|address| *address != 0);
+        // A PVH kernel need not look for what it was not told.
+        let found = || if state.entry == entry::PVH { None } else { acpi::find_rsdp() };
+        self.acpi(told.or_else(found).unwrap_or(0));
         if command_line.split_whitespace().any(|word| word == "echo") {
             echo();
         }

@@ -1,8 +1,8 @@
 //! A freestanding kernel that tells how it was entered and what it was told.
 //!
-//! It speaks the Linux boot protocol as a bzImage with 32- and 64-bit entries, so every way to
-//! boot can be tried where Linux is too big or cannot run. It reads the zero page by offsets of
-//! its own, so that it checks the loader and not the loader's own constants.
+//! It speaks the Linux boot protocol as a bzImage with 16-, 32- and 64-bit entries, and PVH as an
+//! ELF file, so every way to boot can be tried where Linux is too big or cannot run. It reads the
+//! zero page by offsets of its own, so that it checks the loader and not the loader's constants.
 #![cfg_attr(firmware, no_std, no_main)]
 
 #[cfg(firmware)]
@@ -15,6 +15,8 @@ mod facts;
 mod hardware;
 #[cfg(firmware)]
 mod mp_table;
+#[cfg(firmware)]
+mod pvh;
 
 #[cfg(firmware)]
 #[panic_handler]

@@ -1,4 +1,4 @@
-# The payload's bzImage header and its three entries.
+# The payload's bzImage header and its four entries.
 #
 # Source: Linux, Documentation/arch/x86/boot.rst. Protocol 2.12: the first with a 64-bit entry.
 
@@ -136,11 +136,13 @@ setup_gdt_pointer:
     .balign 1024, 0
 
 # The registers as the loader left them: `struct EntryState` in main.rs, built downwards on our
-# stack. Both entries push the same thirteen quadwords in the same order.
+# stack. All entries push the same thirteen quadwords in the same order.
 
 .section .entry, "ax"
 .code32
 entry_32:
+    movl $32, entry_taken
+save_32:
     mov %esp, loader_stack
     mov $stack_top, %esp
     # A quadword is its zero upper half first, then the lower.
@@ -173,7 +175,7 @@ entry_32:
     push %edx
     push %eax
     pushl $0
-    pushl $32                   # the entry taken
+    pushl entry_taken
     mov %esp, %ebx
     # Long mode by our own tables.
     cld
@@ -224,7 +226,7 @@ entry_64:
     mov %rsp, %rbx
     cld
     sgdt loader_gdt
-    # From here on both entries run on the same tables.
+    # From here on all entries run on the same tables.
     mov $pml4, %eax
     mov %rax, %cr3
     lgdt own_gdt_pointer
@@ -250,6 +252,13 @@ common:
     call payload_main
     ud2
 
+# The PVH entry, in 32-bit mode too; the ELF file's note names it.
+.code32
+entry_pvh:
+    movl ${ENTRY_PVH}, entry_taken
+    jmp save_32
+.code64
+
 # payload_triple_fault: an exception without a handler, twice.
 .globl payload_triple_fault
 payload_triple_fault:
@@ -263,6 +272,8 @@ loader_gdt:
 .balign 8
 loader_stack:
     .quad 0
+entry_taken:
+    .long 0
 no_idt:
     .fill 10, 1, 0
 .balign 8
@@ -292,3 +303,10 @@ directories:
     .quad page + 0x83
     .set page, page + 0x200000
     .endr
+
+# XEN_ELFNOTE_PHYS32_ENTRY (Xen, public/elfnote.h): the 32-bit address of the PVH entry.
+.section .note.Xen, "a", @note
+    .balign 4
+    .long 4, 4, 18
+    .asciz "Xen"
+    .long entry_pvh
