@@ -1,8 +1,11 @@
-//! A root disk for Linux, and an initramfs that can mount it.
+//! A root disk for Linux, and initramfs archives made of the guest's.
 
 use std::fs;
+use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use guest::tree_hash::TreeHash;
 
 use crate::products::{kernel, product};
 
@@ -48,6 +51,64 @@ pub fn initramfs_with_modules(folder: &Path) -> PathBuf {
     fs::write(&path, archive).unwrap();
     path
 }
+
+/// An initrd and what guests make of it.
+pub struct Initrd {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size.
+    pub size: usize,
+    /// The hash of all its bytes, which the payload prints.
+    pub hash: String,
+    /// The hash of the files within, which Linux's init prints.
+    pub tree_hash: String,
+}
+
+/// The guest's initramfs: an odd number of bytes.
+pub fn initramfs() -> Initrd {
+    let path = product("initramfs.cpio");
+    let bytes = fs::read(&path).unwrap();
+    let tree_hash = fs::read_to_string(product("initramfs.hash")).unwrap().trim().to_owned();
+    Initrd { path, size: bytes.len(), hash: hash(&bytes), tree_hash }
+}
+
+/// Makes an initramfs of `size` bytes, a multiple of 4, in `folder`: the guest's, and a file with
+/// the rest.
+pub fn large_initramfs(folder: &Path, size: usize) -> Initrd {
+    const NAME: &str = "the-rest";
+    const TRAILER: &str = "TRAILER!!!";
+    let small = initramfs();
+    let mut archive = fs::read(&small.path).unwrap();
+    let header = |name: &str| (HEADER + name.len() + 1).next_multiple_of(4);
+    let around = archive.len().next_multiple_of(4) + header(NAME) + header(TRAILER);
+    // No two words are the same, so none can stand for another.
+    let rest: Vec<u8> = (0..(size - around) as u64 / 4).flat_map(scramble).collect();
+    add(&mut archive, NAME, 0o100_644, &rest);
+    add(&mut archive, TRAILER, 0, b"");
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    assert_eq!(archive.len(), size);
+    // It sorts after the guest's own files.
+    let mut tree_hash = TreeHash::resume(&small.tree_hash).unwrap();
+    tree_hash.add(format!("/{NAME}").as_bytes(), rest.as_slice()).unwrap();
+    let path = folder.join(format!("initramfs-{size}.cpio"));
+    fs::write(&path, &archive).unwrap();
+    Initrd { path, size, hash: hash(&archive), tree_hash: tree_hash.finish() }
+}
+
+/// Four bytes that no other number below 2^32 gives.
+fn scramble(number: u64) -> [u8; 4] {
+    let [a, b, c, d, ..] = number.wrapping_mul(0x9e37_79b1).to_le_bytes();
+    [a, b, c, d]
+}
+
+fn hash(bytes: &[u8]) -> String {
+    let mut hasher = fnv::FnvHasher::default();
+    hasher.write(bytes);
+    format!("{:016x}", hasher.finish())
+}
+
+/// Bytes of an entry's header, before its name.
+const HEADER: usize = 110;
 
 /// Adds an entry in the newc format (Linux, Documentation/driver-api/early-userspace).
 fn add(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {

@@ -8,5 +8,7 @@
 pub mod disk;
 pub mod facts;
 pub mod machine;
+pub mod matrix;
 pub mod products;
 pub mod program;
+pub mod trial;

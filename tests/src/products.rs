@@ -1,11 +1,17 @@
 //! Where the built programs and images are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Names the folder of the built products.
 pub const DIST: &str = "MICROVM_DIST";
 /// Names an unmodified distribution kernel, a bzImage.
 pub const KERNEL: &str = "MICROVM_KERNEL";
+/// Names the same distribution's kernel for any machine, a bzImage.
+pub const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
+/// Names iPXE as a kernel.
+pub const IPXE: &str = "MICROVM_IPXE";
+/// Names Memtest86+ as a kernel.
+pub const MEMTEST: &str = "MICROVM_MEMTEST";
 
 /// The product `name`. Panics, with what to do, when it was not built.
 pub fn product(name: &str) -> PathBuf {
@@ -14,11 +20,22 @@ pub fn product(name: &str) -> PathBuf {
     existing(folder.join(name))
 }
 
-/// The distribution's kernel. Panics, with what to do, when it was not fetched.
+/// The distribution's kernel for virtual machines.
 pub fn kernel() -> PathBuf {
-    match std::env::var_os(KERNEL) {
+    fetched(KERNEL)
+}
+
+/// The ELF kernel within the bzImage `kernel`.
+pub fn vmlinux(kernel: &Path) -> PathBuf {
+    let name = kernel.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    existing(kernel.with_file_name(name.replacen("vmlinuz", "vmlinux", 1)))
+}
+
+/// The path in this variable. Panics, with what to do, when it was not fetched.
+pub fn fetched(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
         Some(path) => existing(path.into()),
-        None => panic!("{KERNEL} is not set: run this test by `cargo xtask test`"),
+        None => panic!("{variable} is not set: run this test by `cargo xtask test`"),
     }
 }
 

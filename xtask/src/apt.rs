@@ -81,6 +81,27 @@ pub fn download(package: &str, directory: &Path) -> Result<PathBuf> {
         .with_context(|| format!("apt-get download {package} left no file"))
 }
 
+/// Fetches a package and unpacks those of its files that `pattern` names below `directory`.
+pub fn extract(package: &str, pattern: &str, directory: &Path) -> Result<()> {
+    let file = download(package, directory)?;
+    let mut contents = Command::new("dpkg-deb");
+    let mut contents = contents
+        .arg("--fsys-tarfile")
+        .arg(&file)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting dpkg-deb")?;
+    let mut unpack = Command::new("tar");
+    unpack.arg("-x").arg("-C").arg(directory).args(["--wildcards", pattern]);
+    let unpacked = process::run(unpack.stdin(contents.stdout.take().context("its output")?));
+    let status = contents.wait().context("waiting for dpkg-deb")?;
+    unpacked.with_context(|| format!("unpacking {package}"))?;
+    if !status.success() {
+        bail!("dpkg-deb ended with {status} on {package}");
+    }
+    std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
+}
+
 /// Fetches the lists of what there is: needed on a machine that never did, or long ago.
 pub fn update() -> Result<()> {
     if !rustix::process::getuid().is_root() {

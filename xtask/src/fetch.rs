@@ -1,4 +1,4 @@
-//! Things that are not built here: a distribution's kernel, QEMU.
+//! Things that are not built here: kernels, other boot images, QEMU.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{apt, process, workspace};
+use crate::{apt, process, vmlinux, workspace};
 
 /// Packages that depend on the newest kernel for virtual machines: Debian's, Ubuntu's.
 const META_PACKAGES: [&str; 3] =
     ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic"];
+
+/// Packages that depend on the newest kernel for any machine, likewise.
+const STANDARD_META_PACKAGES: [&str; 2] = ["linux-image-amd64", "linux-image-generic"];
 
 /// An unmodified kernel out of a distribution's package.
 #[derive(Debug)]
@@ -25,21 +28,79 @@ pub struct Kernel {
 
 /// The kernel, fetched when it is not there. To fetch the newest: remove `target/cache/kernel`.
 pub fn kernel() -> Result<Kernel> {
+    let directory = cached("kernel", |partial| {
+        for package in kernel_packages()? {
+            let file = apt::download(&package, partial)?;
+            process::run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(partial))?;
+            fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+        }
+        find_kernel(partial).map(drop)
+    })?;
+    find_kernel(&directory)
+}
+
+/// The image of the kernel for any machine. To fetch the newest: remove
+/// `target/cache/kernel-standard`.
+pub fn standard_kernel() -> Result<PathBuf> {
+    let directory = cached("kernel-standard", |partial| {
+        let package = image_package(&STANDARD_META_PACKAGES)?;
+        apt::extract(&package, "./boot/vmlinuz-*", partial)?;
+        find_release(partial).map(drop)
+    })?;
+    Ok(directory.join("boot").join(format!("vmlinuz-{}", find_release(&directory)?)))
+}
+
+/// The ELF kernel within this bzImage, unpacked beside it when it is not there.
+pub fn vmlinux(vmlinuz: &Path) -> Result<PathBuf> {
+    let name = vmlinuz.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let release = name.strip_prefix("vmlinuz-").with_context(|| format!("{name}: no vmlinuz"))?;
+    let path = vmlinuz.with_file_name(format!("vmlinux-{release}"));
+    if !path.is_file() {
+        eprintln!("fetch: unpacking {name}");
+        let reading = || format!("reading {}", vmlinuz.display());
+        let image = fs::read(vmlinuz).with_context(reading)?;
+        let kernel = vmlinux::unpack(&image).with_context(reading)?;
+        workspace::replace(&path, |partial| fs::write(partial, &kernel))?;
+    }
+    Ok(path)
+}
+
+/// iPXE as a kernel: it speaks the boot protocol's 16-bit entry.
+pub fn ipxe() -> Result<PathBuf> {
+    boot_image("ipxe", "boot/ipxe.lkrn")
+}
+
+/// Memtest86+ as a kernel.
+pub fn memtest() -> Result<PathBuf> {
+    boot_image("memtest86+", "boot/memtest86+x64.bin")
+}
+
+/// One file of a package.
+fn boot_image(package: &str, file: &str) -> Result<PathBuf> {
+    let directory =
+        cached(package, |partial| apt::extract(package, &format!("./{file}"), partial))?;
+    Ok(directory.join(file))
+}
+
+/// A folder of the cache, filled when it is not there.
+fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = workspace::target("cache")?;
-    let directory = cache.join("kernel");
+    let directory = cache.join(name);
     let _lock = workspace::lock(&cache, "fetch: waiting for another xtask")?;
     if !directory.is_dir() {
+        if process::find("apt-get").is_none() || process::find("dpkg-deb").is_none() {
+            bail!("{name} is fetched by apt-get and dpkg-deb, which are not here");
+        }
         // The directory appears whole: a fetch that was cut off leaves nothing behind it.
-        let partial = cache.join("kernel.partial");
+        let partial = cache.join(format!("{name}.partial"));
         if partial.exists() {
             fs::remove_dir_all(&partial).context("removing a fetch that was cut off")?;
         }
         fs::create_dir(&partial).with_context(|| format!("making {}", partial.display()))?;
-        fetch_kernel(&partial)?;
-        find_kernel(&partial)?;
-        fs::rename(&partial, &directory).context("keeping the fetched kernel")?;
+        fill(&partial)?;
+        fs::rename(&partial, &directory).with_context(|| format!("keeping the fetched {name}"))?;
     }
-    find_kernel(&directory)
+    Ok(directory)
 }
 
 /// QEMU's system emulator, installed when it is missing.
@@ -47,22 +108,18 @@ pub fn qemu() -> Result<PathBuf> {
     apt::tool("qemu-system-x86_64", "qemu-system-x86")
 }
 
-fn fetch_kernel(directory: &Path) -> Result<()> {
-    if process::find("apt-get").is_none() || process::find("dpkg-deb").is_none() {
-        bail!("a kernel package is fetched by apt-get and dpkg-deb, which are not here");
-    }
-    for package in kernel_packages()? {
-        let file = apt::download(&package, directory)?;
-        process::run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(directory))?;
-        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
-    }
-    Ok(())
-}
-
 /// The packages of the kernel and its modules, which some distributions part.
 fn kernel_packages() -> Result<Vec<String>> {
+    let image = image_package(&META_PACKAGES)?;
+    let modules = apt::dependencies(&image)?;
+    let modules = modules.into_iter().filter(|name| name.starts_with("linux-modules-"));
+    Ok(std::iter::once(image).chain(modules).collect())
+}
+
+/// The package of the kernel's image that one of these packages depends on.
+fn image_package(metas: &[&str]) -> Result<String> {
     let resolve = || -> Result<Option<String>> {
-        for meta in META_PACKAGES {
+        for meta in metas {
             let image = |name: &String| name.starts_with("linux-image-") && has_digit(name);
             if let Some(package) = apt::dependencies(meta)?.into_iter().find(image) {
                 return Ok(Some(package));
@@ -70,18 +127,11 @@ fn kernel_packages() -> Result<Vec<String>> {
         }
         Ok(None)
     };
-    let image = match resolve()? {
-        Some(image) => image,
-        None => {
-            apt::update()?;
-            resolve()?.with_context(|| {
-                format!("apt knows no kernel: none of {}", META_PACKAGES.join(", "))
-            })?
-        }
-    };
-    let modules = apt::dependencies(&image)?;
-    let modules = modules.into_iter().filter(|name| name.starts_with("linux-modules-"));
-    Ok(std::iter::once(image).chain(modules).collect())
+    if let Some(image) = resolve()? {
+        return Ok(image);
+    }
+    apt::update()?;
+    resolve()?.with_context(|| format!("apt knows no kernel: none of {}", metas.join(", ")))
 }
 
 fn has_digit(name: &str) -> bool {
@@ -90,19 +140,24 @@ fn has_digit(name: &str) -> bool {
 }
 
 fn find_kernel(directory: &Path) -> Result<Kernel> {
-    let boot = directory.join("boot");
-    let names = fs::read_dir(&boot).with_context(|| format!("reading {}", boot.display()))?;
-    let release = names
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
-        .with_context(|| format!("no kernel in {}", boot.display()))?;
-    let vmlinuz = boot.join(format!("vmlinuz-{release}"));
+    let release = find_release(directory)?;
+    let vmlinuz = directory.join("boot").join(format!("vmlinuz-{release}"));
     let modules = ["lib/modules", "usr/lib/modules"]
         .map(|place| directory.join(place).join(&release))
         .into_iter()
         .find(|path| path.is_dir())
         .with_context(|| format!("no modules of {release} in {}", directory.display()))?;
     Ok(Kernel { vmlinuz, modules, release })
+}
+
+/// The release of the kernel whose image is in this folder.
+fn find_release(directory: &Path) -> Result<String> {
+    let boot = directory.join("boot");
+    let names = fs::read_dir(&boot).with_context(|| format!("reading {}", boot.display()))?;
+    names
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
+        .with_context(|| format!("no kernel in {}", boot.display()))
 }
 
 #[cfg(test)]

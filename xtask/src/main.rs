@@ -20,6 +20,7 @@ mod modules;
 mod process;
 mod test;
 mod tidy;
+mod vmlinux;
 mod workspace;
 
 use std::ffi::OsString;

@@ -14,30 +14,44 @@ use crate::lab::{self, Carried, LabRun};
 use crate::{build, fetch, process, workspace};
 
 const USAGE: &str = "\
-usage: cargo xtask test [--host auto|kvm|lab]
+usage: cargo xtask test [--host auto|kvm|lab] [--full]
 
 Builds all and runs all tests. --host says where Linux guests run; by default on this machine's KVM
-when it runs kernel code natively, else in the nested lab.
+when it runs kernel code natively, else in the nested lab. --full runs each cell of the matrix of
+machines, entries, kernels, memory sizes and initrds, of which there is a sample else.
 ";
 
 /// The names under which `tests/src/products.rs` looks for things.
 const DIST: &str = "MICROVM_DIST";
 const KERNEL: &str = "MICROVM_KERNEL";
+const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
+const IPXE: &str = "MICROVM_IPXE";
+const MEMTEST: &str = "MICROVM_MEMTEST";
 /// The lab's wall time for a whole suite.
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
 
 const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "--bins"];
 const HOST_TESTS: [&str; 5] =
     ["--package=regression", "--lib", "--test=image", "--test=contract", "--test=messages"];
-const QEMU_TESTS: [&str; 3] = ["--package=regression", "--test=qemu", "--test=qemu_pc"];
+const QEMU_TESTS: [&str; 5] = [
+    "--package=regression",
+    "--test=qemu",
+    "--test=qemu_pc",
+    "--test=peers_defects",
+    "--test=other_kernels",
+];
+const MATRIX: [&str; 2] = ["--package=regression", "--test=matrix"];
+const MATRIX_SAMPLE: [&str; 4] = ["--package=regression", "--test=matrix", "--", "--sample"];
 
 /// Runs the job; the status is 1 when a test failed.
 pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     let mut choice = Choice::Auto;
+    let mut full = false;
     let mut parser = Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("host") => choice = Choice::parse(&parser.value()?)?,
+            Arg::Long("full") => full = true,
             Arg::Long("help") | Arg::Short('h') => {
                 print!("{USAGE}");
                 return Ok(0);
@@ -47,7 +61,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     }
     build::build_all()?;
     fetch::qemu()?;
-    let kernel = fetch::kernel()?.vmlinuz;
+    let tests = Tests::fetch()?;
     let microvm = workspace::product(build::MICROVM)?;
     let linux = choice.ground(&microvm)?;
     // The payload runs on every /dev/kvm that can be used at all, interpreting or not.
@@ -56,13 +70,18 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         Choice::Auto => Ground::Lab,
         Choice::Fixed(ground) => ground,
     };
-    let tests = Tests { kernel };
-    let suites: [(&str, Place, &[&str]); 6] = [
+    let matrix: (_, &[_]) = if full {
+        ("the matrix under QEMU", &MATRIX)
+    } else {
+        ("a sample of the matrix", &MATRIX_SAMPLE)
+    };
+    let suites: [(&str, Place, &[&str]); 7] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
         ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
         ("our BIOS under QEMU", Place::Host, &QEMU_TESTS),
+        (matrix.0, Place::Host, matrix.1),
         ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
     ];
     let suites = suites.map(|(name, place, arguments)| tests.run(name, place, arguments));
@@ -117,9 +136,22 @@ struct Suite {
 
 struct Tests {
     kernel: PathBuf,
+    standard_kernel: PathBuf,
+    ipxe: PathBuf,
+    memtest: PathBuf,
 }
 
 impl Tests {
+    /// Has all that tests need and that is not built here.
+    fn fetch() -> Result<Self> {
+        let (kernel, standard_kernel) = (fetch::kernel()?.vmlinuz, fetch::standard_kernel()?);
+        // The tests look for them beside the images.
+        for image in [&kernel, &standard_kernel] {
+            fetch::vmlinux(image)?;
+        }
+        Ok(Self { kernel, standard_kernel, ipxe: fetch::ipxe()?, memtest: fetch::memtest()? })
+    }
+
     fn run(&self, name: &'static str, place: Place, arguments: &[&str]) -> Result<Suite> {
         eprintln!("test: {name} ({})", place.name());
         let start = Instant::now();
@@ -132,14 +164,20 @@ impl Tests {
         Ok(Suite { name, place, counts, succeeded, seconds })
     }
 
-    fn environment(&self) -> Result<[(OsString, OsString); 2]> {
-        let dist = workspace::target("dist")?;
-        Ok([(DIST.into(), dist.into()), (KERNEL.into(), self.kernel.clone().into())])
+    fn environment(&self) -> Result<[(OsString, OsString); 5]> {
+        let paths = [
+            (DIST, workspace::target("dist")?),
+            (KERNEL, self.kernel.clone()),
+            (STANDARD_KERNEL, self.standard_kernel.clone()),
+            (IPXE, self.ipxe.clone()),
+            (MEMTEST, self.memtest.clone()),
+        ];
+        Ok(paths.map(|(name, path)| (name.into(), path.into())))
     }
 
     fn run_here(&self, arguments: &[&str], counts: &mut Counts) -> Result<bool> {
-        let mut command = cargo_test(arguments);
-        command.arg("--no-fail-fast").envs(self.environment()?);
+        let mut command = cargo_test(&["--no-fail-fast"]);
+        command.args(arguments).envs(self.environment()?);
         let mut child = command.stdout(Stdio::piped()).spawn().context("starting cargo test")?;
         let output = BufReader::new(child.stdout.take().context("the tests' output")?);
         let mut stdout = std::io::stdout();

@@ -4,6 +4,7 @@ use core::fmt;
 
 use abi::bytes::{array, get_u32, get_u64};
 
+use crate::generation_id;
 use crate::hardware::physical;
 
 /// Bytes of a table's header (ACPI 6.5, 5.2.6).
@@ -35,6 +36,17 @@ impl Tables {
     /// `SIGNATURE+LENGTH`, comma-separated.
     pub fn list(&self) -> List<'_> {
         List(self)
+    }
+
+    /// `ok`, or the tables of which not all bytes are where `is_reserved` says so.
+    pub fn places<F: Fn(u64, u64) -> bool>(&self, is_reserved: F) -> Places<'_, F> {
+        Places { tables: self, is_reserved }
+    }
+
+    /// Where a table names the number that tells virtual machines apart.
+    pub fn generation_id(&self) -> Option<u64> {
+        let ssdts = self.tables().filter(|table| table.starts_with(b"SSDT"));
+        ssdts.filter_map(generation_id::find).next()
     }
 
     /// Enabled local APICs in the MADT.
@@ -132,6 +144,27 @@ impl fmt::Display for Verdict<'_> {
         }
         if !dsdt {
             return f.write_str("[no DSDT]");
+        }
+        if sound { f.write_str("ok") } else { Ok(()) }
+    }
+}
+
+/// Prints what [`Tables::places`] says.
+pub struct Places<'a, F> {
+    tables: &'a Tables,
+    is_reserved: F,
+}
+
+impl<F: Fn(u64, u64) -> bool> fmt::Display for Places<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sound = true;
+        let root = self.tables.root().map(|(root, _)| root);
+        for table in root.into_iter().chain(self.tables.tables()) {
+            let start = table.as_ptr().addr() as u64;
+            if !(self.is_reserved)(start, table.len() as u64) {
+                sound = false;
+                write!(f, "[{} at {start:#x}]", signature(table))?;
+            }
         }
         if sound { f.write_str("ok") } else { Ok(()) }
     }

@@ -8,6 +8,7 @@ use fnv::FnvHasher;
 
 use crate::acpi;
 use crate::entry::{self, EntryState};
+use crate::generation_id;
 use crate::hardware::{self, Console, EXIT_FAILED, EXIT_OK};
 use crate::mp_table;
 use crate::pvh;
@@ -89,7 +90,8 @@ impl Facts {
         let told = get_u64(page, zero_page::RSDP).filter(|address| *address != 0);
         // A PVH kernel need not look for what it was not told.
         let found = || if state.entry == entry::PVH { None } else { acpi::find_rsdp() };
-        self.acpi(told.or_else(found).unwrap_or(0));
+        self.acpi(told.or_else(found).unwrap_or(0), page);
+        self.check("low_memory", low_memory());
         if command_line.split_whitespace().any(|word| word == "echo") {
             echo();
         }
@@ -104,13 +106,9 @@ impl Facts {
     }
 
     fn memory(&mut self, page: &[u8]) {
-        let count = page[zero_page::E820_ENTRIES];
         let _ = write!(Console, "e820=");
         let mut ram = 0;
-        for i in 0..usize::from(count) {
-            let at = zero_page::E820_TABLE + 20 * i;
-            let entry = (get_u64(page, at), get_u64(page, at + 8), get_u32(page, at + 16));
-            let (Some(start), Some(size), Some(kind)) = entry else { break };
+        for (start, size, kind) in memory_map(page) {
             ram += if kind == 1 { size } else { 0 };
             let _ = write!(Console, "{start:#x}+{size:#x}:{kind},");
         }
@@ -137,12 +135,13 @@ impl Facts {
         }
     }
 
-    fn acpi(&mut self, rsdp: u64) {
+    fn acpi(&mut self, rsdp: u64, page: &[u8]) {
         fact("rsdp", format_args!("{rsdp:#x}"));
         if rsdp == 0 {
             fact("acpi", "no");
             if let Some(table) = mp_table::find() {
                 self.check("mp_table", if table.sound { "ok" } else { "[broken]" });
+                fact("mp_table_at", format_args!("{:#x}+{:#x}", table.start, table.size));
                 fact("cpus", table.cpus);
             }
             return;
@@ -158,7 +157,19 @@ impl Facts {
             }
             None => fact("firmware_times", "none"),
         }
+        let is_reserved = |at: u64, length| {
+            memory_map(page).any(|(start, size, kind)| {
+                kind != 1 && at >= start && at.saturating_add(length) <= start.saturating_add(size)
+            })
+        };
+        self.check("acpi_places", tables.places(is_reserved));
         fact("cpus", tables.cpus());
+        if let Some(address) = tables.generation_id() {
+            let number = generation_id::read(address).unwrap_or(0);
+            fact("vm_generation_id", format_args!("{number:032x}"));
+            let told = generation_id::host_address() == Some(address);
+            self.check("vm_generation_id_told", if told { "ok" } else { "[another address]" });
+        }
     }
 }
 
@@ -195,6 +206,26 @@ impl fmt::Display for &RealState {
             () if self.benign != [1, 1] => write!(f, "[services {:?}]", self.benign),
             () => f.write_str("ok"),
         }
+    }
+}
+
+/// The memory map's entries: start, size, type.
+fn memory_map(page: &[u8]) -> impl Iterator<Item = (u64, u64, u32)> {
+    (0..usize::from(page[zero_page::E820_ENTRIES])).map_while(|i| {
+        let at = zero_page::E820_TABLE + 20 * i;
+        Some((get_u64(page, at)?, get_u64(page, at + 8)?, get_u32(page, at + 16)?))
+    })
+}
+
+/// Whether interrupt vectors and BIOS data are free of what does not belong there.
+fn low_memory() -> &'static str {
+    const EBDA_POINTER: usize = 0x40e;
+    // Rust has no slice at address 0.
+    let bytes = hardware::physical(1, 0x4ff).unwrap_or_default();
+    match get_u16(bytes, EBDA_POINTER - 1) {
+        _ if bytes.starts_with(b"ELF") => "[the kernel's ELF header]",
+        Some(0 | 0x9fc0) => "ok",
+        _ => "[the EBDA's address]",
     }
 }
 

@@ -32,7 +32,14 @@ pub fn out8(port: u16, value: u8) {
     unsafe { Port::new(port).write(value) }
 }
 
-fn in8(port: u16) -> u8 {
+/// Writes two bytes to a port.
+pub fn out16(port: u16, value: u16) {
+    // SAFETY: as `out8`.
+    unsafe { Port::new(port).write(value) }
+}
+
+/// Reads a byte from a port.
+pub fn in8(port: u16) -> u8 {
     // SAFETY: as `out8`.
     unsafe { Port::new(port).read() }
 }

@@ -12,6 +12,8 @@ mod entry;
 #[cfg(firmware)]
 mod facts;
 #[cfg(firmware)]
+mod generation_id;
+#[cfg(firmware)]
 mod hardware;
 #[cfg(firmware)]
 mod mp_table;

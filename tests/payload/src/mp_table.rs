@@ -11,6 +11,10 @@ const AREAS: [(u64, u64); 2] = [(0x9_fc00, 0x400), (0xf_0000, 0x1_0000)];
 
 /// What the table says.
 pub struct MpTable {
+    /// Where it is.
+    pub start: u64,
+    /// Its size.
+    pub size: usize,
     /// Enabled processors.
     pub cpus: usize,
     /// Whether both checksums are right and the entries fill the table.
@@ -34,7 +38,7 @@ pub fn find() -> Option<MpTable> {
         left -= 1;
     }
     let sound = table.starts_with(b"PCMP") && sum(table) == 0 && left == 0 && entries.is_empty();
-    Some(MpTable { cpus, sound })
+    Some(MpTable { start: at, size: table.len(), cpus, sound })
 }
 
 fn sum(bytes: &[u8]) -> u8 {
