@@ -33,6 +33,7 @@ const LAB_LIMIT: Duration = Duration::from_secs(1200);
 const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "--bins"];
 const HOST_TESTS: [&str; 5] =
     ["--package=regression", "--lib", "--test=image", "--test=contract", "--test=messages"];
+const MAPPED_ONCE: [&str; 2] = ["--package=regression", "--test=mapped_once"];
 const QEMU_TESTS: [&str; 5] = [
     "--package=regression",
     "--test=qemu",
@@ -75,11 +76,12 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 7] = [
+    let suites: [(&str, Place, &[&str]); 8] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
         ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
+        ("the image mapped once", payload.into(), &MAPPED_ONCE),
         ("our BIOS under QEMU", Place::Host, &QEMU_TESTS),
         (matrix.0, Place::Host, matrix.1),
         ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
