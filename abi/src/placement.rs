@@ -84,6 +84,12 @@ impl fmt::Display for Error {
             Self::CommandLine { size, max } => {
                 write!(f, "the command line has {size} bytes, the kernel takes {max}")
             }
+            Self::Kernel { needs, from, .. }
+                if from.saturating_add(needs) > layout::IDENTITY_MAPPED =>
+            {
+                let needs = mib(needs);
+                write!(f, "the kernel needs {needs} MiB at {from:#x}, beyond the first GiB")
+            }
             Self::Kernel { needs, from, ram } => write!(
                 f,
                 "the kernel needs {} MiB at {from:#x}, so at least {} MiB of memory; there are {}",
@@ -266,6 +272,14 @@ mod tests {
         let error = plan(&machine(2 * MIB), &debian(), 20, 0).unwrap_err();
         assert!(matches!(error, Error::Kernel { .. }));
         assert_eq!(plan(&Map::new(), &debian(), 20, 0), Err(Error::LowMemory));
+    }
+
+    #[test]
+    fn a_kernel_beyond_the_first_gib_is_told_so_and_not_to_have_more_memory() {
+        let far = Kernel { pref_address: 1 << 30, ..debian() };
+        let error = plan(&machine(8 << 30), &far, 20, 0).unwrap_err();
+        let text = "the kernel needs 54 MiB at 0x40000000, beyond the first GiB";
+        assert_eq!(error.to_string(), text);
     }
 
     #[test]
