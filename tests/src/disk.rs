@@ -101,7 +101,8 @@ fn scramble(number: u64) -> [u8; 4] {
     [a, b, c, d]
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// The hash of an initrd's bytes that the payload prints.
+pub fn hash(bytes: &[u8]) -> String {
     let mut hasher = fnv::FnvHasher::default();
     hasher.write(bytes);
     format!("{:016x}", hasher.finish())
