@@ -243,10 +243,17 @@ impl<'a> Record<'a> {
 /// Compares a NUL-padded name with `name`.
 #[inline(never)]
 pub fn name_matches(padded: &[u8; FILE_NAME_SIZE], name: &str) -> bool {
-    // A loop that ends at the first difference: most names differ early, and a call to compare
+    // In words, up to the first that differs: most names differ in the first, and a call to compare
     // memory costs more than that.
-    let mut rest = padded.iter();
-    name.bytes().all(|byte| rest.next() == Some(&byte)) && rest.next() == Some(&0)
+    let (words, rest) = name.as_bytes().as_chunks::<8>();
+    let mut padded = padded.as_chunks::<8>().0.iter();
+    let same = |word: &[u8; 8]| {
+        padded.next().is_some_and(|other| u64::from_le_bytes(*other) == u64::from_le_bytes(*word))
+    };
+    words.iter().all(same)
+        && padded
+            .next()
+            .is_some_and(|last| last.starts_with(rest) && last.get(rest.len()) == Some(&0))
 }
 
 /// Compares two NUL-padded names, bytes behind the NUL included.

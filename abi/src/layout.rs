@@ -8,6 +8,8 @@ use crate::range::Range;
 /// A page: what Linux reserves and maps at the least.
 pub const PAGE: u64 = 4096;
 
+/// The BIOS data area.
+pub const BDA: Range = Range::between(0x400, 0x500);
 /// Where a `struct hvm_start_info` and its lists go for a PVH entry.
 pub const PVH_INFO: Range = Range::between(0x6000, 0x7000);
 /// The zero page (`struct boot_params`) for a 32- or 64-bit entry.
@@ -123,7 +125,8 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// The areas below 1 MiB in ascending order; none may reach into the next.
-const LOW_AREAS: [Range; 13] = [
+const LOW_AREAS: [Range; 14] = [
+    BDA,
     PVH_INFO,
     BOOT_PARAMS,
     PAGE_TABLES,

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod bda;
 pub mod boot_trace;
 pub mod bytes;
 pub mod e820;

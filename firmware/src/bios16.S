@@ -16,10 +16,6 @@
 .set DATA_ENTRIES, 8
 .set ENTRY_SIZE, 20
 .set SMAP, 0x534d4150
-# BIOS data area: EBDA segment, equipment word, KiB of base memory.
-.set BDA_EBDA, 0x40e
-.set BDA_EQUIPMENT, 0x410
-.set BDA_BASE_MEMORY, 0x413
 
 .section .bios16, "ax"
 .code16
@@ -165,7 +161,7 @@ int_1a:
     xor %al, %al
     iretw
 
-# From 16-bit protected mode: sets up vectors and data area, and enters the setup code.
+# From 16-bit protected mode: sets up the vectors, and enters the setup code.
 # On entry: DI = segment of the setup code, SI = its stack pointer.
 real_mode:
     lidtl %cs:(real_mode_idt - {BIOS_START})
@@ -195,9 +191,6 @@ real_mode:
     vector 0x15, int_15
     vector 0x16, int_16
     vector 0x1a, int_1a
-    movw $({EBDA} >> 4), BDA_EBDA
-    movw $0, BDA_EQUIPMENT
-    movw $({EBDA} >> 10), BDA_BASE_MEMORY
     # The 16-bit boot protocol: all data segments are the setup code's, entry is 0x20 paragraphs in.
     mov %di, %ax
     mov %ax, %ds

@@ -2,9 +2,11 @@
 
 use abi::boot_trace::BootTrace;
 use abi::e820::Map;
-use abi::{layout, ports, post};
+use abi::range::Range;
+use abi::{bda, layout, ports, post};
 
 use crate::chipset::set_up_chipset;
+use crate::cpus::set_up_cpus;
 use crate::error::Error;
 use crate::fpdt::Performance;
 use crate::fw_cfg::FwCfg;
@@ -24,6 +26,7 @@ pub fn boot<M: Machine>(machine: &mut M) -> Result<Launch, Error> {
     log::host(&mut fw_cfg, &map);
     // Before the tables: the host describes in them what it finds set up.
     set_up_chipset(&mut fw_cfg, &mut map)?;
+    set_up_cpus(&mut fw_cfg)?;
     let tables = load_tables(&mut fw_cfg, &mut map)?;
     // They have the same place.
     if fw_cfg.known().table_loader.is_none() {
@@ -60,7 +63,7 @@ fn hand_on<M: Machine>(
     }
 }
 
-/// The host's memory map, less what a PC has below 1 MiB.
+/// The host's memory map, less what a PC has below 1 MiB; the BIOS data area says the same.
 fn extract_e820<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Result<(), Error> {
     let file = fw_cfg.known().e820.ok_or(Error::NoE820)?;
     map.take_in(&fw_cfg.read_file(file)?)?;
@@ -69,5 +72,9 @@ fn extract_e820<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, map: &mut Map) -> Result<
         return Err(Error::Placement(abi::placement::Error::LowMemory));
     }
     map.reserve_legacy()?;
+    for (address, value) in bda::FIELDS {
+        let field = Range::between(address, address + 4);
+        fw_cfg.machine().memory(field).copy_from_slice(&value.to_le_bytes());
+    }
     Ok(())
 }

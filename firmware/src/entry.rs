@@ -22,6 +22,7 @@ core::arch::global_asm!(
     BOOT_DS = const BOOT_DS,
     CODE16 = const CODE16,
     DATA16 = const DATA16,
+    LOCAL_APIC = const layout::LOCAL_APIC,
     GED_RESET = const layout::GED_REGISTERS + layout::GED_RESET,
     GED_RESET_VALUE = const layout::GED_RESET_VALUE,
     I8042_COMMAND = const ports::I8042_COMMAND,

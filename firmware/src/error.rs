@@ -26,6 +26,10 @@ pub enum Error {
     E820(e820::Error),
     /// A command of the table-loader script (its index) that cannot be carried out.
     TableLoader(usize, TableError),
+    /// So many of so many other CPUs have set their registers.
+    CpusSilent(u32, u32),
+    /// The CPU does not take the value of a register.
+    MsrRefused,
     /// The host offers no kernel.
     NoKernel,
     /// The kernel is no bzImage.
@@ -38,6 +42,8 @@ pub enum Error {
     NoSuchEntry,
     /// An ELF kernel whose PVH entry is not in it.
     NoPvhEntry,
+    /// A multiboot kernel.
+    Multiboot,
     /// An ELF kernel at an address, of a size, where it cannot be.
     ElfPlace(u32, u32),
 }
@@ -71,6 +77,8 @@ impl Error {
             Self::NoE820 => 20,
             Self::E820(_) => 21,
             Self::TableLoader(..) => 30,
+            Self::CpusSilent(..) => 35,
+            Self::MsrRefused => 36,
             Self::NoKernel => 40,
             Self::Kernel(_) => 41,
             Self::Placement(placement::Error::LowMemory) => 42,
@@ -81,6 +89,7 @@ impl Error {
             Self::NoSuchEntry => 47,
             Self::NoPvhEntry => 48,
             Self::ElfPlace(..) => 49,
+            Self::Multiboot => 50,
         }
     }
 }
@@ -113,6 +122,10 @@ impl fmt::Display for Error {
             Self::TableLoader(index, error) => {
                 write!(f, "etc/table-loader: command {index} {error}")
             }
+            Self::CpusSilent(answers, others) => {
+                write!(f, "{answers} of {others} other CPUs could be started")
+            }
+            Self::MsrRefused => write!(f, "the CPU refuses the value in etc/msr_feature_control"),
             Self::NoKernel => write!(f, "no kernel: start the VMM with -kernel FILE"),
             Self::Kernel(error) => write!(f, "the kernel cannot be booted: {error}"),
             Self::Placement(error) => write!(f, "{error}"),
@@ -121,6 +134,7 @@ impl fmt::Display for Error {
                 write!(f, "the kernel does not have the entry that opt/org.microvm/entry names")
             }
             Self::NoPvhEntry => write!(f, "the ELF kernel has no PVH entry within its segments"),
+            Self::Multiboot => write!(f, "multiboot kernels are not known, only bzImages and PVH"),
             Self::ElfPlace(start, size) => {
                 write!(f, "the ELF kernel at {start:#x}, {size} bytes, is not all in free RAM")
             }

@@ -6,13 +6,14 @@ use core::fmt::Arguments;
 use abi::fw_cfg::DmaAccess;
 use abi::range::Range;
 use abi::{layout, ports};
-use firmware::machine::Machine;
+use firmware::machine::{Machine, Msr};
 use uart_16550::{Uart16550, backend::PioBackend};
 use x86_64::instructions::hlt;
 use x86_64::instructions::port::Port;
 
 use crate::clock;
 use crate::console::Console;
+use crate::msrs;
 
 /// The machine itself.
 pub struct Hardware {
@@ -97,6 +98,14 @@ impl Machine for Hardware {
         // SAFETY: mapped, by the check above; RAM that nothing else uses, by the contract of
         // `Machine::memory`; the borrow of `self` keeps it from being lent twice.
         unsafe { core::slice::from_raw_parts_mut(pointer(range.start()), length(range)) }
+    }
+
+    fn has_mtrrs(&mut self) -> bool {
+        msrs::has_mtrrs()
+    }
+
+    fn set_msrs(&mut self, list: &[Msr; 3], others: u32) -> Option<u32> {
+        msrs::set_msrs(list, others)
     }
 }
 

@@ -69,7 +69,11 @@ pub fn load_kernel<M: Machine>(
             };
         }
         // An absent item reads as zeroes.
-        Err(_) if image.iter().all(|byte| *byte == 0) => return Err(Error::NoKernel),
+        Err(_) if image.iter().all(|byte| *byte == 0) => {
+            // An entry point without a setup header: QEMU makes a multiboot kernel of these.
+            let entry = fw_cfg.read_u32(key::KERNEL_ENTRY)?;
+            return Err(if entry == 0 { Error::NoKernel } else { Error::Multiboot });
+        }
         Err(error) => return Err(error.into()),
     };
     let protocol = choose_protocol(choice, &header)?;

@@ -5,7 +5,7 @@
 //! ELF; `log` and `fpdt` tell of it. `machine` is the seam behind which ports and memory are: the
 //! binary's `hardware` stands there, or a test.
 //! On pc and q35 `chipset` sets up what microVMs do not have: [`pci`] does the buses,
-//! `smbios` places the tables.
+//! `smbios` places the tables. `cpus` is for what all CPUs must have alike.
 //! Where things go is decided by [`abi::placement`], which the VMM's direct boot uses too.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ extern crate alloc;
 
 pub mod boot;
 pub mod chipset;
+pub mod cpus;
 pub mod directory;
 pub mod error;
 pub mod fpdt;

@@ -7,6 +7,24 @@ use core::fmt::Arguments;
 
 use abi::range::Range;
 
+/// A model-specific register and what it is to hold, as `msrs.S` reads it. In a list of them
+/// [`Msr::END`] ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Msr {
+    /// Its number.
+    pub number: u32,
+    /// Bits 31 to 0 of the value.
+    pub low: u32,
+    /// Bits 63 to 32.
+    pub high: u32,
+}
+
+impl Msr {
+    /// No register.
+    pub const END: Self = Self { number: 0, low: 0, high: 0 };
+}
+
 /// Port I/O, fw_cfg's DMA, guest RAM, a clock, and a console.
 pub trait Machine {
     /// Reads a byte from `port`.
@@ -36,4 +54,10 @@ pub trait Machine {
     /// Guest RAM. Only for ranges that are RAM in the host's memory map and that nothing else
     /// uses; the planner's results are.
     fn memory(&mut self, range: Range) -> &mut [u8];
+    /// Whether the CPU has memory type range registers.
+    fn has_mtrrs(&mut self) -> bool;
+    /// Writes the registers of a list, whose last is [`Msr::END`], on this CPU and then on
+    /// `others` more, which it starts. Returns how many of the others did it within seconds,
+    /// `None` when this CPU refuses a value. To be called once.
+    fn set_msrs(&mut self, list: &[Msr; 3], others: u32) -> Option<u32>;
 }

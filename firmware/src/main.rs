@@ -14,6 +14,8 @@ mod entry;
 mod hardware;
 #[cfg(firmware)]
 mod heap;
+#[cfg(firmware)]
+mod msrs;
 
 /// Called by `start.S` in long mode, once. The host bridge is for [`Machine::host_bridge`].
 ///

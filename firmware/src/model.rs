@@ -6,7 +6,7 @@ use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, ID_TRADITIONAL, SIGNATURE, dma, k
 use abi::ports;
 use abi::range::Range;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Msr};
 
 /// How a host implements the device (docs/firmware.md, "Hosts").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,10 @@ pub struct Model {
     pub tsc_khz: Option<u32>,
     /// Lines on the console.
     pub printed: Vec<String>,
+    /// Model-specific registers of all CPUs, and for how many others they were written.
+    pub msrs: Vec<(Msr, u32)>,
+    /// What CPUs answer to a list of registers, if not that all is well.
+    pub cpus_answer: Option<Option<u32>>,
 }
 
 impl Model {
@@ -72,6 +76,8 @@ impl Model {
             tsc: 0,
             tsc_khz: None,
             printed: Vec::new(),
+            msrs: Vec::new(),
+            cpus_answer: None,
         };
         model.items.insert(key::SIGNATURE, SIGNATURE.to_vec());
         let dma = if flavour == Flavour::Ports { 0 } else { ID_DMA };
@@ -244,6 +250,16 @@ impl Machine for Model {
 
     fn memory(&mut self, range: Range) -> &mut [u8] {
         &mut self.ram[index(range)]
+    }
+
+    fn has_mtrrs(&mut self) -> bool {
+        true
+    }
+
+    fn set_msrs(&mut self, list: &[Msr; 3], others: u32) -> Option<u32> {
+        assert_eq!(list.last(), Some(&Msr::END), "or the CPU reads on");
+        self.msrs = list.iter().take_while(|msr| **msr != Msr::END).map(|m| (*m, others)).collect();
+        self.cpus_answer.unwrap_or(Some(others))
     }
 }
 

@@ -9,8 +9,8 @@
 #      once). Nothing there is used before it is known; see `shadow`.
 #   4. The contents of RAM are unknown: after a reset, what the last kernel left.
 # On exit, at `rust_main`:
-#   1. Long mode, the first GiB identity-mapped, CS = BOOT_CS, other segments = BOOT_DS: what a
-#      64-bit kernel asks for, so entering one needs no further switch.
+#   1. Long mode, the first GiB and the local APIC identity-mapped, CS = BOOT_CS, other segments =
+#      BOOT_DS: what a 64-bit kernel asks for, so entering one needs no further switch.
 #   2. .bss is zero, the stack is at DATA_END, interrupts are off.
 #   3. The image at BIOS_START is RAM. EDI is the PCI host bridge's id where that took work, else 0.
 #
@@ -31,10 +31,6 @@
 .set CR4_OSXMMEXCPT, 1 << 10
 .set MSR_EFER, 0xc0000080
 .set EFER_LME, 1 << 8
-.set CPUID_MTRR, 1 << 12
-.set MSR_MTRR_DEFAULT, 0x2ff
-.set MTRR_ENABLED, 1 << 11
-.set MTRR_WRITE_BACK, 6
 
 # What `mark` holds in the image, in RAM once the firmware has started there, and in RAM when the
 # image is to be fetched anew.
@@ -56,6 +52,7 @@
 .set PTE_WRITABLE, 1 << 1
 .set PTE_ACCESSED, 1 << 5
 .set PTE_DIRTY, 1 << 6
+.set PTE_UNCACHED, 1 << 4 | 1 << 3
 .set PDE_2M, 1 << 7
 # Accessed and dirty are set beforehand, so that the CPU never writes to the ROM.
 .set TABLE, PTE_PRESENT | PTE_WRITABLE | PTE_ACCESSED
@@ -156,15 +153,6 @@ shadow:
     set_pam 0, PAM_RAM_F
     set_pam PAM_E_LOW, PAM_RAM_E
     set_pam PAM_E_HIGH, PAM_RAM_E
-    # Where nobody set up memory types, no memory is cached, and kernels leave the PAT alone.
-    mov $1, %eax
-    cpuid
-    test $CPUID_MTRR, %edx
-    jz 2f
-    mov $MSR_MTRR_DEFAULT, %ecx
-    mov $(MTRR_ENABLED | MTRR_WRITE_BACK), %eax
-    xor %edx, %edx
-    wrmsr
 2:  cld
     mov $({BIOS_START} + {ALIAS_TO_HIGH}), %esi
     mov ${BIOS_START}, %edi
@@ -300,9 +288,10 @@ gdt_pointer:
 high_gdt_pointer:
     .short gdt32 - gdt - 1
     .long gdt + {ALIAS_TO_HIGH}
+# As 64-bit code reads it too: a CPU refuses a base that is no address.
 no_idt:
     .short 0
-    .long 0
+    .quad 0
 .balign 4
 mark:
     .long MARK_FRESH
@@ -310,14 +299,24 @@ gdt32_pointer:
     .short gdt_pointer - gdt32 - 1
     .long gdt32
 
-# The first GiB in 2 MiB pages. 1 GiB pages would save one table, but not every host has them.
+# The first GiB in 2 MiB pages, and the page with the local APIC. 1 GiB pages would save one table,
+# but not every host has them.
+.set LOCAL_APIC_PAGE, ({LOCAL_APIC} >> 21) & 511
+.if {LOCAL_APIC} >> 30 != 3
+.error "the local APIC is not in the fourth GiB"
+.endif
 .section .page_tables, "a"
 pml4:
     .quad pdpt + TABLE
     .fill 511, 8, 0
 pdpt:
     .quad page_directory + TABLE
-    .fill 511, 8, 0
+    .fill 2, 8, 0
+    # The fourth GiB has no page directory of its own: this table is it, with one page.
+    .quad pdpt + TABLE
+    .fill LOCAL_APIC_PAGE - 4, 8, 0
+    .quad {LOCAL_APIC} + LEAF + PTE_UNCACHED
+    .fill 511 - LOCAL_APIC_PAGE, 8, 0
 page_directory:
     .set page, 0
     .rept 512

@@ -12,6 +12,7 @@ use crate::boot::boot;
 use crate::error::{Error, TableError};
 use crate::fw_cfg::FwCfg;
 use crate::kernel::Launch;
+use crate::machine::Msr;
 use crate::model::{Flavour, Model};
 
 mod explain;
@@ -143,6 +144,8 @@ fn no_kernel_is_said_so() {
     let mut model = machine(Flavour::Qemu);
     model.items.remove(&key::SETUP_DATA);
     assert_eq!(stopped(&mut model), Error::NoKernel);
+    model.items.insert(key::KERNEL_ENTRY, 0x10_0020u32.to_le_bytes().to_vec());
+    assert_eq!(stopped(&mut model), Error::Multiboot);
 }
 
 /// A machine whose host has put an ELF kernel of 1 MiB at 16 MiB.
@@ -170,7 +173,8 @@ fn an_elf_kernel_gets_a_start_info() {
     let command_line = Range::new(get_u64(&info, 24).unwrap(), 14).unwrap();
     assert_eq!(model.ram(command_line), b"console=ttyS0\0");
     // QEMU gives no SETUP_ADDR here: nothing may be written at 0.
-    assert!(model.ram(Range::between(0, 0x1000)).iter().all(|byte| *byte == 0xa5));
+    let (before, behind) = (Range::between(0, 0x400), Range::between(0x500, 0x1000));
+    assert!([before, behind].iter().all(|r| model.ram(*r).iter().all(|byte| *byte == 0xa5)));
 }
 
 #[test]
@@ -404,7 +408,10 @@ fn every_error_has_its_own_number_and_fits_a_line() {
         Error::NoE820,
         Error::E820(abi::e820::Error::TooMany),
         Error::TableLoader(0, TableError::NoFile),
+        Error::CpusSilent(1, 2),
+        Error::MsrRefused,
         Error::NoKernel,
+        Error::Multiboot,
         Error::Kernel(linux::Error::Elf),
         Error::Placement(placement::Error::LowMemory),
         Error::Placement(placement::Error::CommandLine { size: 1, max: 1 }),
@@ -542,5 +549,44 @@ fn another_host_bridge_is_left_alone() {
         model.host_bridge = id;
         boot(&mut model).unwrap();
         assert!(model.chipset_writes.is_empty());
+    }
+}
+
+fn asks_for_vmx(mut model: Model) -> Model {
+    model.items.insert(key::NB_CPUS, vec![200, 0]);
+    // Cut off after the first of its bytes that count.
+    model.file(file::FEATURE_CONTROL, vec![5]);
+    model
+}
+
+#[test]
+fn all_cpus_get_the_registers_that_the_host_and_the_chipset_want() {
+    let vmx = Msr { number: 0x3a, low: 5, high: 0 };
+    let write_back = Msr { number: 0x2ff, low: 0x806, high: 0 };
+    let mut model = asks_for_vmx(machine(Flavour::Qemu));
+    boot(&mut model).unwrap();
+    assert_eq!(model.msrs, [(vmx, 199)]);
+
+    let mut model = asks_for_vmx(q35());
+    boot(&mut model).unwrap();
+    assert_eq!(model.msrs, [(write_back, 199), (vmx, 199)]);
+
+    // Without the item there is one CPU to be sure of.
+    let mut model = q35();
+    boot(&mut model).unwrap();
+    assert_eq!(model.msrs, [(write_back, 0)]);
+
+    let mut model = machine(Flavour::Qemu);
+    boot(&mut model).unwrap();
+    assert_eq!(model.msrs, [], "nobody asks, and no CPU is started");
+}
+
+#[test]
+fn cpus_that_do_not_answer_or_refuse_are_named() {
+    for (answer, expected) in [(Some(198), Error::CpusSilent(198, 199)), (None, Error::MsrRefused)]
+    {
+        let mut model = asks_for_vmx(machine(Flavour::Qemu));
+        model.cpus_answer = Some(answer);
+        assert_eq!(stopped(&mut model), expected);
     }
 }

@@ -8,7 +8,7 @@ use abi::linux::Entry;
 use abi::ports;
 use abi::range::Range;
 use firmware::kernel::Launch;
-use firmware::machine::Machine;
+use firmware::machine::{Machine, Msr};
 
 /// RAM of the machine. The memory map never promises more: then the host would be lying to
 /// itself.
@@ -162,6 +162,14 @@ impl Machine for Host {
 
     fn host_bridge(&self) -> u32 {
         0
+    }
+
+    fn has_mtrrs(&mut self) -> bool {
+        true
+    }
+
+    fn set_msrs(&mut self, _: &[Msr; 3], others: u32) -> Option<u32> {
+        Some(others)
     }
 
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {

@@ -13,7 +13,7 @@ use abi::fw_cfg::DmaAccess;
 use abi::range::Range;
 use abi::{layout, ports};
 use firmware::kernel::Launch;
-use firmware::machine::Machine;
+use firmware::machine::{Machine, Msr};
 use vmm::args::{self, Request};
 use vmm::boot::{self, Source};
 use vmm::bus::Device;
@@ -90,6 +90,14 @@ impl Machine for Parts {
 
     fn host_bridge(&self) -> u32 {
         0
+    }
+
+    fn has_mtrrs(&mut self) -> bool {
+        panic!("CPUID");
+    }
+
+    fn set_msrs(&mut self, list: &[Msr; 3], _: u32) -> Option<u32> {
+        panic!("the host asks for no registers: {list:?}");
     }
 
     fn dma(&mut self, control: u32, buffer: &mut [u8]) -> u32 {
@@ -190,6 +198,7 @@ fn firmware_and_direct_boot_leave_the_same_bytes_in_memory() {
         assert!(matches!(launch, Launch::Linux { entry: 0x100_0200, .. }), "{launch:?}");
 
         for (name, range) in [
+            ("BIOS data area", layout::BDA),
             ("zero page", layout::BOOT_PARAMS),
             ("command line", Range::between(0x2_0000, 0x2_0010)),
             ("ACPI tables", layout::ACPI_TABLES),

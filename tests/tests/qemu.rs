@@ -38,6 +38,8 @@ fn the_payload_passes_with_acpi_and_without_by_every_entry() {
         let acpi = if machine == "microvm" { "yes" } else { "no" };
         assert_eq!(by_64["acpi"], acpi, "{machine}");
         assert_eq!(by_64["cmdline"], "hello world");
+        let bios_data = ["ebda", "base_memory", "equipment"].map(|key| by_64[key].as_str());
+        assert_eq!(bios_data, ["0x9fc00", "639", "0x0"], "{machine}");
     }
 }
 
@@ -171,4 +173,36 @@ fn a_failure_without_a_debug_exit_is_told_to_pvpanic() {
         without_kernel(&["-serial", "stdio", "-device", "pvpanic", "-action", "panic=shutdown"]);
     assert_eq!(ended.stdout.trim(), NO_KERNEL, "{ended}");
     assert!(!ended.timed_out, "{ended}");
+}
+
+/// An ELF file of 32 bits that halts, with a header by which QEMU knows it for a multiboot kernel
+/// (Multiboot Specification 0.6.96, 3.1.1).
+fn multiboot_kernel() -> Vec<u8> {
+    const LOAD: u32 = 0x10_0000;
+    const HEADER: u32 = 0x60;
+    const MAGIC: u32 = 0x1bad_b002;
+    let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
+    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
+    file.resize(16, 0);
+    // An executable for the 80386, entered behind the header; one segment, the whole file.
+    file.extend(words(&[3 << 16 | 2, 1, LOAD + HEADER + 12, 52, 0, 0]));
+    file.extend(words(&[32 << 16 | 52, 40 << 16 | 1, 0]));
+    file.extend(words(&[1, 0, LOAD, LOAD, 0x70, 0x70, 5, 0x1000]));
+    file.resize(HEADER as usize, 0);
+    file.extend(words(&[MAGIC, 0, 0u32.wrapping_sub(MAGIC)]));
+    // hlt; jmp to it
+    file.extend([0xf4, 0xeb, 0xfd, 0]);
+    file
+}
+
+#[test]
+fn a_multiboot_kernel_is_refused_by_its_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), multiboot_kernel()).unwrap();
+    for machine in MACHINES {
+        let ended = run(&mut qemu(machine, "128M", file.path(), "x"), b"", DEADLINE);
+        let line = "bios-microvm: error 50: multiboot kernels are not known, only bzImages and PVH";
+        assert_eq!(ended.stdout.trim(), line, "{ended}");
+        assert_eq!(ended.status, Some(50 * 2 + 1), "{ended}");
+    }
 }

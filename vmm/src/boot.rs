@@ -7,7 +7,7 @@ mod state;
 
 use abi::e820::{Entry, Map, kind};
 use abi::range::Range;
-use abi::{layout, ports};
+use abi::{bda, layout, ports};
 
 use crate::acpi;
 use crate::fw_cfg::Items;
@@ -145,8 +145,11 @@ const RESET_STUB: [u8; 7] = {
 const RESET_VECTOR_LOW: u64 =
     layout::BIOS_LOW.end() - (layout::BIOS_HIGH.end() - layout::RESET_VECTOR);
 
-/// Puts the stub of a direct boot at the reset vector.
-fn place_reset_stub(ram: &GuestRam) -> Result<(), Error> {
+/// Puts there what a BIOS leaves for kernels below 1 MiB: its data area, and a reset vector.
+fn place_bios_remains(ram: &GuestRam) -> Result<(), Error> {
+    for (address, value) in bda::FIELDS {
+        ram.write(address, &value.to_le_bytes())?;
+    }
     Ok(ram.write(RESET_VECTOR_LOW, &RESET_STUB)?)
 }
 

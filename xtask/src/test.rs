@@ -34,10 +34,11 @@ const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "
 const HOST_TESTS: [&str; 5] =
     ["--package=regression", "--lib", "--test=image", "--test=contract", "--test=messages"];
 const MAPPED_ONCE: [&str; 2] = ["--package=regression", "--test=mapped_once"];
-const QEMU_TESTS: [&str; 5] = [
+const QEMU_TESTS: [&str; 6] = [
     "--package=regression",
     "--test=qemu",
     "--test=qemu_pc",
+    "--test=qemu_cpus",
     "--test=peers_defects",
     "--test=other_kernels",
 ];

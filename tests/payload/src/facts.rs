@@ -7,6 +7,7 @@ use abi::bytes::{get_u16, get_u32, get_u64};
 use fnv::FnvHasher;
 
 use crate::acpi;
+use crate::cpus;
 use crate::entry::{self, EntryState};
 use crate::generation_id;
 use crate::hardware::{self, Console, EXIT_FAILED, EXIT_OK};
@@ -87,11 +88,15 @@ impl Facts {
         fact("cmdline", command_line);
         self.memory(page);
         self.initrd(page);
+        bios_data();
         let told = get_u64(page, zero_page::RSDP).filter(|address| *address != 0);
         // A PVH kernel need not look for what it was not told.
         let found = || if state.entry == entry::PVH { None } else { acpi::find_rsdp() };
-        self.acpi(told.or_else(found).unwrap_or(0), page);
+        let cpus = self.acpi(told.or_else(found).unwrap_or(0), page);
         self.check("low_memory", low_memory());
+        if let Some(number) = hexadecimal(command_line, "msr=0x") {
+            fact("msr", cpus::registers(number, cpus.saturating_sub(1)));
+        }
         if command_line.split_whitespace().any(|word| word == "echo") {
             echo();
         }
@@ -135,16 +140,16 @@ impl Facts {
         }
     }
 
-    fn acpi(&mut self, rsdp: u64, page: &[u8]) {
+    /// Returns the count of CPUs.
+    fn acpi(&mut self, rsdp: u64, page: &[u8]) -> usize {
         fact("rsdp", format_args!("{rsdp:#x}"));
         if rsdp == 0 {
             fact("acpi", "no");
-            if let Some(table) = mp_table::find() {
-                self.check("mp_table", if table.sound { "ok" } else { "[broken]" });
-                fact("mp_table_at", format_args!("{:#x}+{:#x}", table.start, table.size));
-                fact("cpus", table.cpus);
-            }
-            return;
+            let Some(table) = mp_table::find() else { return 0 };
+            self.check("mp_table", if table.sound { "ok" } else { "[broken]" });
+            fact("mp_table_at", format_args!("{:#x}+{:#x}", table.start, table.size));
+            fact("cpus", table.cpus);
+            return table.cpus;
         }
         fact("acpi", "yes");
         let tables = acpi::Tables::new(rsdp);
@@ -170,6 +175,7 @@ impl Facts {
             let told = generation_id::host_address() == Some(address);
             self.check("vm_generation_id_told", if told { "ok" } else { "[another address]" });
         }
+        tables.cpus()
     }
 }
 
@@ -231,6 +237,21 @@ fn low_memory() -> &'static str {
 
 fn fact(key: &str, value: impl fmt::Display) {
     let _ = writeln!(Console, "{key}={value}");
+}
+
+/// Prints what Linux reads in the BIOS data area: where the EBDA is, and the KiB below it.
+fn bios_data() {
+    let area = hardware::physical(0x400, 0x100).unwrap_or_default();
+    let word = |at| get_u16(area, at).unwrap_or(0);
+    fact("ebda", format_args!("{:#x}", u32::from(word(0x0e)) << 4));
+    fact("base_memory", word(0x13));
+    fact("equipment", format_args!("{:#x}", word(0x10)));
+}
+
+/// The number behind a word's prefix on the command line.
+fn hexadecimal(command_line: &str, prefix: &str) -> Option<u32> {
+    let digits = command_line.split_whitespace().find_map(|word| word.strip_prefix(prefix))?;
+    u32::from_str_radix(digits, 16).ok()
 }
 
 /// Reads a line from the console and prints it back.

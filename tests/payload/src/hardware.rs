@@ -5,6 +5,7 @@ use core::fmt;
 
 use abi::ports;
 use x86_64::instructions::port::Port;
+use x86_64::registers::model_specific::Msr;
 
 /// Left by isa-debug-exit when every check passed: status 33.
 pub const EXIT_OK: u8 = 0x10;
@@ -48,6 +49,38 @@ pub fn in8(port: u16) -> u8 {
 pub fn mmio_write8(address: u64, value: u8) {
     // SAFETY: identity-mapped, and a device register, which Rust knows nothing of.
     unsafe { (address as *mut u8).write_volatile(value) }
+}
+
+/// Writes four bytes to a memory-mapped register.
+pub fn mmio_write32(address: u64, value: u32) {
+    // SAFETY: as `mmio_write8`.
+    unsafe { (address as *mut u32).write_volatile(value) }
+}
+
+/// Writes to the free memory behind the BIOS data area, and to real mode's vectors.
+pub fn write_low(address: u16, bytes: &[u8]) {
+    for (at, byte) in (u64::from(address)..).zip(bytes) {
+        mmio_write8(at, *byte);
+    }
+}
+
+/// Reads what other CPUs may have written there.
+pub fn read_low(address: u16) -> u16 {
+    // SAFETY: identity-mapped RAM that Rust knows nothing of.
+    unsafe { (usize::from(address) as *const u16).read_volatile() }
+}
+
+/// Reads a model-specific register.
+pub fn read_msr(number: u32) -> u64 {
+    // SAFETY: reading has no effect on memory. A register that is not there is an exception, by the
+    // command line's fault.
+    unsafe { Msr::new(number).read() }
+}
+
+/// The time stamp counter.
+pub fn cycles() -> u64 {
+    // SAFETY: every CPU with long mode has it, and reading has no effect.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// Reads a byte from COM1, waiting for it.

@@ -8,6 +8,8 @@
 #[cfg(firmware)]
 mod acpi;
 #[cfg(firmware)]
+mod cpus;
+#[cfg(firmware)]
 mod entry;
 #[cfg(firmware)]
 mod facts;

@@ -108,7 +108,7 @@ pub(super) fn prepare(source: &Source<'_>, ram: &GuestRam) -> Result<InitState, 
     super::place_initrd(source, initrd, ram)?;
     ram.write(command_line.start(), &bytes)?;
     let rsdp = super::place_acpi(source, ram)?;
-    super::place_reset_stub(ram)?;
+    super::place_bios_remains(ram)?;
     let info = StartInfo { command_line: command_line.start(), initrd, rsdp, map: &map };
     let mut area = [0; 4096];
     const _: () = assert!(layout::PVH_INFO.len() == 4096);

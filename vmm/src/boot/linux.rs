@@ -37,7 +37,7 @@ pub(super) fn prepare(
     super::place_initrd(source, plan.initrd, ram)?;
     ram.write(plan.command_line.start(), &command_line)?;
     let rsdp = super::place_acpi(source, ram)?;
-    super::place_reset_stub(ram)?;
+    super::place_bios_remains(ram)?;
     let handoff = Handoff {
         kernel: plan.kernel.start(),
         command_line: plan.command_line.start(),
