@@ -130,8 +130,7 @@ fn what_the_firmware_refuses_it_says_in_one_numbered_line() {
         (entry("8"), "bios-microvm: error 46: opt/org.microvm/entry is none of 16, 32, 64 and pvh"),
         (
             microvm(Boot::Firmware, "128M", huge.path(), ""),
-            "bios-microvm: error 44: the kernel needs 1024 MiB at 0x100000, so at least 1025 MiB \
-             of memory; there are 128",
+            "bios-microvm: error 44: the kernel needs 1024 MiB at 0x100000, beyond the first GiB",
         ),
     ] {
         let ended = run(&mut command, b"", DEADLINE);

@@ -56,6 +56,8 @@ pub fn registers(number: u32, others: usize) -> Registers {
     let end = hardware::cycles() + PATIENCE;
     let mut answers = 0;
     while answers < others && hardware::cycles() < end {
+        // An emulator that runs one CPU at a time goes on to the next by it.
+        core::hint::spin_loop();
         answers = hardware::read_low(ANSWERS).into();
     }
     Registers { own: hardware::read_msr(number), answers }
