@@ -6,12 +6,18 @@ use anyhow::Result;
 
 use crate::{build, cost, process, tidy, workspace};
 
+const FUZZ: &str = "--manifest-path=fuzz/Cargo.toml";
+const FUZZ_TARGET: &str = "--target-dir=target/fuzz";
+
 /// Runs all checks; the first that fails is the error.
 pub fn main() -> Result<()> {
     eprintln!("check: formatting");
     cargo(&["fmt", "--all", "--check"])?;
     eprintln!("check: lints");
     cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    eprintln!("check: the fuzz targets, which are outside the workspace");
+    cargo(&["fmt", FUZZ, "--check"])?;
+    cargo(&["clippy", "--quiet", FUZZ, FUZZ_TARGET, "--all-targets", "--", "-D", "warnings"])?;
     eprintln!("check: lints of the freestanding programs");
     for package in ["firmware", "payload"] {
         build::lint_freestanding(package)?;

@@ -34,6 +34,9 @@ const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "
 const HOST_TESTS: [&str; 5] =
     ["--package=regression", "--lib", "--test=image", "--test=contract", "--test=messages"];
 const MAPPED_ONCE: [&str; 2] = ["--package=regression", "--test=mapped_once"];
+/// Outside the workspace: built by another compiler when they fuzz.
+const FUZZ_TESTS: [&str; 3] =
+    ["--manifest-path=fuzz/Cargo.toml", "--target-dir=target/fuzz", "--lib"];
 const QEMU_TESTS: [&str; 6] = [
     "--package=regression",
     "--test=qemu",
@@ -77,8 +80,9 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 8] = [
+    let suites: [(&str, Place, &[&str]); 9] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
+        ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
         ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
