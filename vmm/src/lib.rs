@@ -19,6 +19,7 @@ pub mod bus;
 pub mod config;
 pub mod console;
 pub mod cpuid;
+pub mod crew;
 pub mod devices;
 pub mod fw_cfg;
 pub mod image;

@@ -20,6 +20,7 @@ use crate::boot::{self, InitState};
 use crate::bus::Overlap;
 use crate::config::Config;
 use crate::cpuid::{self, Topology};
+use crate::crew::Crew;
 use crate::devices::ioapic::{Message, Messages};
 use crate::devices::serial::Com1;
 use crate::fw_cfg::{FwCfg, Item, Items};
@@ -84,6 +85,7 @@ impl Machine {
         };
         let (state, mut items) = boot::prepare(&source, &ram)?;
         let stamps = config.boot_trace.as_ref().and(items.as_mut()).map(offer_boot_trace);
+        cpus.iter_mut().try_for_each(|cpu| cpu.load_msrs(state.direct))?;
         if let Some(first) = cpus.first_mut() {
             first.load(&state)?;
         }
@@ -97,17 +99,23 @@ impl Machine {
         if let Some(trace) = trace {
             trace.enter_guest(self.state.direct, &self.state.placed);
         }
-        // One CPU runs on the thread that set it up.
-        let Some(cpu) = self.cpus.first_mut() else { return Ok(End::PowerOff) };
-        let end = cpu.run(&self.board, &self.ram, trace);
+        let direct = self.state.direct;
+        let end = Crew::new(&self.board, &self.ram, trace.as_mut(), direct).run(&mut self.cpus);
         if let Some(trace) = trace {
-            trace.kvm_exits(cpu.kvm_exits());
-            let stamps = self.stamps.as_ref().and_then(|stamps| {
-                BootTrace::decode(&stamps.lock().unwrap_or_else(PoisonError::into_inner))
-            });
-            trace.firmware(stamps.map(|stamps| (stamps, cpu.tsc_khz())));
+            self.report(trace);
         }
         Ok(end?)
+    }
+
+    /// What is known when the CPUs have stopped.
+    fn report(&self, trace: &mut Trace) {
+        // Without one CPU's count there is none.
+        trace.kvm_exits(self.cpus.iter().map(Vcpu::kvm_exits).sum());
+        let stamps = self.stamps.as_ref().and_then(|stamps| {
+            BootTrace::decode(&stamps.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        let tsc_khz = self.cpus.first().and_then(Vcpu::tsc_khz);
+        trace.firmware(stamps.map(|stamps| (stamps, tsc_khz)));
     }
 }
 

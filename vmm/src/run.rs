@@ -55,7 +55,8 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
     let mut machine = Machine::new(config, &images, &com1)?;
     warn_about_kvm(&images);
-    if trace.is_some() {
+    // CPUs wake each other by a signal.
+    if trace.is_some() || config.cpus > 1 {
         signals::catch();
     }
     let _restore = console::start(&config.serial, &com1)?;

@@ -1,15 +1,17 @@
 //! Stops from outside: a terminating signal, or Ctrl-A X.
 //!
 //! A stop must end KVM_RUN without a race between "not yet stopped" and "now in the guest". The
-//! handler therefore also sets the vCPU's `immediate_exit`, which KVM_RUN looks at after the
-//! signal can no longer be missed. Handlers run on the vCPU's thread only: every thread that
-//! this program starts has the signals blocked.
+//! handler therefore also sets the `immediate_exit` of the vCPU that its thread runs, which KVM_RUN
+//! looks at after the signal can no longer be missed. Handlers run on the vCPUs' threads only, and
+//! all but the first take nothing but a wake-up: every other thread has the signals blocked.
 #![expect(unsafe_code, reason = "signal handlers and masks have no safe form")]
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::thread::Scope;
 
 /// Why the guest is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +26,11 @@ pub enum Stop {
 static STOP: AtomicI32 = AtomicI32::new(0);
 const QUIT: i32 = -1;
 
-/// `kvm_run.immediate_exit` of the vCPU that the handler interrupts.
-static IMMEDIATE_EXIT: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+thread_local! {
+    /// `kvm_run.immediate_exit` of the vCPU that this thread runs. Made without code and never
+    /// dropped, so that a handler may look at it at any time.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
 
 static CAUGHT: AtomicBool = AtomicBool::new(false);
 
@@ -52,7 +57,7 @@ pub fn request(stop: Stop) {
     STOP.store(value, Ordering::SeqCst);
     let process = std::process::id().cast_signed();
     // SAFETY: no memory is involved. The signal is handled (`catch` was called by whoever
-    // started this thread), by the vCPU's thread.
+    // started this thread), by a vCPU's thread.
     unsafe { libc::kill(process, WAKE) };
 }
 
@@ -75,7 +80,7 @@ extern "C" fn handle(signal: i32) {
     if signal != WAKE {
         STOP.store(signal, Ordering::SeqCst);
     }
-    let flag = IMMEDIATE_EXIT.load(Ordering::SeqCst);
+    let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
         // SAFETY: the pointer is of a live kvm_run: who sets it clears it before unmapping
         // (`Interruptible`).
@@ -83,7 +88,7 @@ extern "C" fn handle(signal: i32) {
     }
 }
 
-/// While it lives, a stop sets the flag that it was made with.
+/// While it lives, a stop that this thread hears of sets the flag that it was made with.
 pub struct Interruptible(());
 
 impl Interruptible {
@@ -91,27 +96,65 @@ impl Interruptible {
     ///
     /// 1. `immediate_exit` must be writable until the value is dropped.
     pub unsafe fn new(immediate_exit: *mut u8) -> Self {
-        IMMEDIATE_EXIT.store(immediate_exit, Ordering::SeqCst);
+        IMMEDIATE_EXIT.set(immediate_exit);
         Self(())
     }
 }
 
 impl Drop for Interruptible {
     fn drop(&mut self) {
-        IMMEDIATE_EXIT.store(ptr::null_mut(), Ordering::SeqCst);
+        IMMEDIATE_EXIT.set(ptr::null_mut());
     }
+}
+
+/// A thread of this process, as the system's library names it: a number or a pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thread(usize);
+
+/// The thread that asks.
+pub fn this_thread() -> Thread {
+    // SAFETY: no memory is involved.
+    let thread = unsafe { libc::pthread_self() };
+    // As wide as a pointer with every library, which to a lint it is not.
+    #[expect(clippy::cast_possible_truncation, reason = "64 bits either way")]
+    Thread(thread as usize)
+}
+
+/// Has a thread that runs a vCPU look whether it is to go on. The thread must not have ended.
+pub fn wake(thread: Thread) {
+    // SAFETY: the thread lives, says the caller, and has a handler for the signal (`catch`).
+    unsafe { libc::pthread_kill(thread.0 as libc::pthread_t, WAKE) };
 }
 
 /// Starts a thread that takes no signals.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let builder = std::thread::Builder::new().name(name.into()).stack_size(64 << 10);
+    masked(&[], || builder.spawn(body).map(drop))
+}
+
+/// Starts a thread for a vCPU, which only [`wake`] interrupts.
+pub fn spawn_cpu<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: String,
+    body: impl FnOnce() + Send + 'scope,
+) -> io::Result<()> {
+    let builder = std::thread::Builder::new().name(name).stack_size(256 << 10);
+    masked(&[WAKE], || builder.spawn_scoped(scope, body).map(drop))
+}
+
+/// Does something with all signals but `open` blocked, which threads started by it inherit.
+fn masked<T>(open: &[i32], body: impl FnOnce() -> T) -> T {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: fills the set.
-    unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: `all` is filled, `before` has room. A new thread inherits the mask.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-    let builder = std::thread::Builder::new().name(name.into()).stack_size(64 << 10);
-    let result = builder.spawn(body).map(drop);
+    unsafe { libc::sigfillset(set.as_mut_ptr()) };
+    for signal in open {
+        // SAFETY: the set was filled.
+        unsafe { libc::sigdelset(set.as_mut_ptr(), *signal) };
+    }
+    // SAFETY: `set` is filled, `before` has room. A new thread inherits the mask.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), before.as_mut_ptr()) };
+    let result = body();
     // SAFETY: `before` was filled above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
     result

@@ -9,20 +9,18 @@ use std::os::unix::fs::FileExt;
 use std::ptr;
 
 use abi::bytes::{get_u32, get_u64};
-use abi::post;
 use kvm_bindings::{
     CpuId, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use crate::accel::{self, broken};
-use crate::board::Board;
 use crate::boot::{CODE_OR_DATA, Cpu, InitState, Segment, Table};
 use crate::bus::Action;
+use crate::crew::Crew;
 use crate::devices::ioapic::Messages;
-use crate::memory::GuestRam;
 use crate::signals::{self, Interruptible, Stop};
-use crate::trace::{Exit, Trace};
+use crate::trace::Exit;
 
 /// How a run of the guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +46,9 @@ pub enum Error {
     /// KVM gave up on the guest.
     #[error("{0}")]
     GaveUp(String),
+    /// There is no thread for it.
+    #[error("starting a CPU's thread: {0}")]
+    Thread(std::io::Error),
 }
 
 /// MTRRdefType: its number, and its value for "on, and everything is write-back".
@@ -62,15 +63,10 @@ pub struct Vcpu {
     fd: VcpuFd,
     // The page that KVM and this program share, mapped as long as `fd` lives.
     run: *mut kvm_run,
-    progress: Progress,
 }
 
-/// How far start-up has come, by its POST codes.
-#[derive(Clone, Copy, Debug, Default)]
-struct Progress {
-    last: Option<u8>,
-    in_kernel: bool,
-}
+// SAFETY: the page belongs to the CPU's descriptor, which may be used by one thread after another.
+unsafe impl Send for Vcpu {}
 
 impl Vcpu {
     /// CPU number `id` with these CPUID leaves.
@@ -78,21 +74,25 @@ impl Vcpu {
         let mut fd = vm.create_vcpu(id.into()).map_err(broken("creating a CPU"))?;
         fd.set_cpuid2(cpuid).map_err(broken("setting CPUID"))?;
         let run = ptr::from_mut(fd.get_kvm_run());
-        Ok(Self { fd, run, progress: Progress::default() })
+        Ok(Self { fd, run })
     }
 
-    /// Loads the registers for `state`.
-    pub fn load(&mut self, state: &InitState) -> Result<(), Error> {
+    /// Loads what every CPU has: the model-specific registers that a kernel expects set.
+    pub fn load_msrs(&mut self, direct: bool) -> Result<(), Error> {
         let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
         let mut msrs = vec![entry(MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK)];
-        if state.direct {
+        if direct {
             msrs.push(entry(MISC_ENABLE, FAST_STRINGS));
         }
         // A CPU without one of them does without.
         if let Ok(msrs) = Msrs::from_entries(&msrs) {
             self.fd.set_msrs(&msrs).map_err(broken("setting MSRs"))?;
         }
-        self.progress.in_kernel = state.direct;
+        Ok(())
+    }
+
+    /// Loads the boot CPU's registers for `state`; the others wait until they are started.
+    pub fn load(&mut self, state: &InitState) -> Result<(), Error> {
         if state.cpu == Cpu::RESET {
             // KVM's CPUs begin so.
             return Ok(());
@@ -106,103 +106,67 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Runs the guest until something ends that.
-    pub fn run<M: Messages + 'static>(
-        &mut self,
-        board: &Board<M>,
-        ram: &GuestRam,
-        trace: &mut Option<Trace>,
-    ) -> Result<End, Error> {
+    /// Runs the guest until something ends that; `None` when another CPU did.
+    pub fn run<M: Messages + 'static>(&mut self, crew: &Crew<'_, M>) -> Result<Option<End>, Error> {
         // SAFETY: the page is mapped as long as `self.fd` lives.
         let immediate_exit = unsafe { &raw mut (*self.run).immediate_exit };
         // SAFETY: as above; `self` outlives this value.
         let _interruptible = unsafe { Interruptible::new(immediate_exit) };
-        if let Some(trace) = trace {
-            trace.first_run();
-        }
-        loop {
+        while !crew.is_over() {
             if let Some(stop) = signals::stop() {
-                return Ok(End::Stopped(stop));
+                return Ok(Some(End::Stopped(stop)));
             }
-            let action = self.step(board, ram, trace)?;
-            if let Some(end) = self.act(action, trace) {
-                return Ok(end);
+            let action = self.step(crew)?;
+            if let Some(end) = crew.act(action) {
+                return Ok(Some(end));
             }
         }
+        Ok(None)
     }
 
     /// Runs the guest until it leaves KVM, and answers it.
-    fn step<M: Messages + 'static>(
-        &mut self,
-        board: &Board<M>,
-        ram: &GuestRam,
-        trace: &mut Option<Trace>,
-    ) -> Result<Action, Error> {
-        let (ports, mmio) = (&board.ports, &board.mmio);
-        let mut count = |exit, device: &dyn Fn() -> &'static str| {
-            if let Some(trace) = trace {
-                trace.count(exit, device());
-            }
-        };
+    fn step<M: Messages + 'static>(&mut self, crew: &Crew<'_, M>) -> Result<Action, Error> {
+        let (ports, mmio) = (&crew.board.ports, &crew.board.mmio);
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                count(Exit::IoOut, &|| ports.name_at(port.into()));
+                crew.count(Exit::IoOut, || ports.name_at(port.into()));
                 let writes = data.chunks(io_width(self.run));
                 return Ok(write_each(writes, |data| ports.write(port.into(), data)));
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                count(Exit::IoIn, &|| ports.name_at(port.into()));
+                crew.count(Exit::IoIn, || ports.name_at(port.into()));
                 let width = io_width(self.run);
                 data.chunks_mut(width).for_each(|data| ports.read(port.into(), data));
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                count(Exit::MmioWrite, &|| mmio.name_at(address));
+                crew.count(Exit::MmioWrite, || mmio.name_at(address));
                 return Ok(mmio.write(address, data));
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                count(Exit::MmioRead, &|| mmio.name_at(address));
+                crew.count(Exit::MmioRead, || mmio.name_at(address));
                 mmio.read(address, data);
             }
             Ok(VcpuExit::IoapicEoi(vector)) => {
-                count(Exit::Eoi, &|| "I/O APIC");
-                board.ioapic.end_of_interrupt(vector);
+                crew.count(Exit::Eoi, || "I/O APIC");
+                crew.board.ioapic.end_of_interrupt(vector);
             }
             Ok(VcpuExit::Shutdown) => return Ok(Action::Reset("a triple fault")),
             Ok(VcpuExit::Intr) => {}
-            Ok(VcpuExit::InternalError) => return Err(self.internal_error(ram)),
-            Ok(VcpuExit::FailEntry(reason, _)) => return Err(self.fail_entry(reason)),
+            Ok(VcpuExit::InternalError) => {
+                return Err(self.internal_error(crew.ram, crew.progress()));
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return Err(self.fail_entry(reason, crew.progress()));
+            }
             Ok(other) => {
                 return Err(Error::GaveUp(format!("an exit that is not known here: {other:?}")));
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                count(Exit::Signal, &|| "stop");
+                crew.count(Exit::Signal, || "stop");
             }
-            Err(error) => return Err(self.run_error(error)),
+            Err(error) => return Err(self.run_error(error, crew.progress())),
         }
         Ok(Action::None)
-    }
-
-    fn act(&mut self, action: Action, trace: &mut Option<Trace>) -> Option<End> {
-        match action {
-            Action::None => None,
-            Action::Reset(by) => Some(End::Reset(by)),
-            Action::PowerOff => Some(End::PowerOff),
-            Action::Exit(status) => Some(End::Exit(status)),
-            Action::Post(code) => self.take_post_code(code, trace),
-        }
-    }
-
-    /// Linux writes the port too, as a delay: once it runs, only its init's code counts.
-    fn take_post_code(&mut self, code: u8, trace: &mut Option<Trace>) -> Option<End> {
-        if self.progress.in_kernel && code != post::GUEST_INIT {
-            return None;
-        }
-        self.progress.last = Some(code);
-        self.progress.in_kernel |= code == post::KERNEL_ENTRY;
-        if let Some(trace) = trace {
-            trace.mark(code);
-        }
-        (code == post::FIRMWARE_FAILED).then_some(End::FirmwareFailed)
     }
 
     /// The rate of the time-stamp counter in kHz, if KVM knows it.

@@ -40,6 +40,38 @@ fn a_bios_starts_at_the_reset_vector() {
     check(&run_bios(&Code::default().print("hello").exit(33), &[]), 33, "hello");
 }
 
+fn run_cpus(cpus: &str, first: &Code, others: &Code) -> Outcome {
+    let guest = Guest::new();
+    guest.add("bios", &first.bios_with_others(others));
+    guest.run(&[&["-bios", "@bios", "-serial", "stdio", "-smp", cpus], &EXIT[..]].concat())
+}
+
+/// `hlt`, for ever.
+const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
+
+#[test]
+fn every_cpu_starts_when_it_is_told_to() {
+    // DS = 0; lock inc byte [0x500].
+    let others = Code::default().raw(&[0x31, 0xc0, 0x8e, 0xd8, 0xf0, 0xfe, 0x06, 0, 5]).raw(&HALT);
+    for (cpus, count) in [("2", 1), ("4", 3), ("sockets=2,cores=3", 5), ("64", 63)] {
+        // DS = 0; wait until the byte at 0x500 is `count`.
+        let wait = [0x31, 0xc0, 0x8e, 0xd8, 0xa0, 0, 5, 0x3c, count, 0x75, 0xf9];
+        let first = Code::default().start_others().raw(&wait).print("all").exit(5);
+        check(&run_cpus(cpus, &first, &others), 5, "all");
+    }
+}
+
+#[test]
+fn any_cpu_ends_the_guest_while_the_others_run_or_wait() {
+    let others = Code::default().print("b").exit(7);
+    let waits = Code::default().start_others().raw(&HALT);
+    check(&run_cpus("2", &waits, &others), 7, "b");
+    let runs = Code::default().start_others().raw(&[0xeb, 0xfe]);
+    check(&run_cpus("2", &runs, &others), 7, "b");
+    // CPUs that nobody started.
+    check(&run_cpus("8", &Code::default().print("a").exit(9), &others), 9, "a");
+}
+
 #[test]
 fn a_bios_of_every_size_is_aliased_below_1_mib() {
     for size in [0x1_0000, 0x2_0000, 0x4_0000, 0x10_0000] {

@@ -81,7 +81,7 @@ Boots a kernel in a QEMU microvm machine on KVM: through a BIOS (-bios) or direc
   -append TEXT      the kernel's command line
   -bios FILE        a BIOS image of 64 KiB to 1 MiB; it is offered the kernel by fw_cfg
   -m SIZE           guest RAM: 64 (MiB), 512M, 1G, size=1G; 128M by default
-  -smp 1            virtual CPUs
+  -smp N            virtual CPUs, 1 to 254
   -serial WHERE     COM1: stdio, mon:stdio (Ctrl-A X quits), null, file:FILE
   -nographic        COM1 on the terminal (mon:stdio) unless -serial or -nodefaults is given
   -no-reboot        a guest reset ends the process, with status 0

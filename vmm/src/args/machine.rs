@@ -129,11 +129,14 @@ fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// CPUs from `1` or `cpus=1`; the parts of a topology multiply to them.
+/// CPUs at the most: APIC ids are a byte, and the last one addresses all.
+const CPUS_MAX: u64 = 254;
+
+/// CPUs from `4`, `cpus=4` or the parts of a topology, which multiply to them. All are cores of one
+/// package, whatever the parts; there is no hotplug, so `maxcpus` is the same number.
 pub(super) fn cpus(option: &Opt, value: OsString) -> Result<u8> {
     let mut properties = option.properties(value)?;
-    let mut first = None;
-    let mut parts = 1u64;
+    let (mut cpus, mut maxcpus, mut parts) = (None, None, 1u64);
     while let Some((key, value)) = properties.take_first() {
         let (key, text) = match value {
             Some(value) => (key, value),
@@ -142,18 +145,23 @@ pub(super) fn cpus(option: &Opt, value: OsString) -> Result<u8> {
         let bad = || option.error(format!("{key}={text}: give a number from 1 up"));
         let number = text.parse::<u64>().ok().filter(|n| *n > 0).ok_or_else(bad)?;
         match key.as_str() {
-            "cpus" => first = Some(number),
-            "maxcpus" | "sockets" | "dies" | "cores" | "threads" | "clusters" => {
-                parts = parts.max(number);
+            "cpus" => cpus = Some(number),
+            "maxcpus" => maxcpus = Some(number),
+            "sockets" | "dies" | "cores" | "threads" | "clusters" => {
+                parts = parts.saturating_mul(number);
             }
             _ => return Err(option.error(format!("'{key}' is not a property that is here"))),
         }
     }
-    match (first.unwrap_or(parts), parts) {
-        (1, 1) => Ok(1),
-        (count, more) => {
-            let count = count.max(more);
-            Err(option.error(format!("{count} CPUs are not here yet: use -smp 1")))
-        }
+    let count = cpus.or(maxcpus).unwrap_or(parts);
+    if maxcpus.is_some_and(|maxcpus| maxcpus != count) {
+        return Err(option.error("CPUs cannot be added later: leave maxcpus out"));
+    }
+    if count % parts != 0 {
+        return Err(option.error(format!("{count} CPUs cannot be made of {parts}")));
+    }
+    match u8::try_from(count) {
+        Ok(cpus) if count <= CPUS_MAX => Ok(cpus),
+        _ => Err(option.error(format!("{count} CPUs are too many: {CPUS_MAX} is the most"))),
     }
 }

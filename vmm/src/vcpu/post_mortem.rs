@@ -8,6 +8,7 @@ use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 
 use super::{Error, Vcpu};
 use crate::accel;
+use crate::crew::Progress;
 use crate::memory::GuestRam;
 
 /// CR0: protected mode. EFER: long mode is active.
@@ -18,7 +19,7 @@ const INSTRUCTION_MAX: usize = 15;
 
 impl Vcpu {
     /// KVM_EXIT_INTERNAL_ERROR.
-    pub(super) fn internal_error(&self, ram: &GuestRam) -> Error {
+    pub(super) fn internal_error(&self, ram: &GuestRam, progress: Progress) -> Error {
         // SAFETY: the page is mapped as long as `self.fd` lives.
         let details = unsafe { &raw const (*self.run).__bindgen_anon_1.emulation_failure };
         // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR (the caller matched it), and nobody
@@ -38,7 +39,7 @@ impl Vcpu {
                 let _ = write!(line, " {byte:02x}");
             }
         }
-        line.push_str(&self.stage());
+        line.push_str(&stage(progress));
         if emulation {
             line.push_str(match accel::has_virtualization() {
                 false => {
@@ -52,16 +53,16 @@ impl Vcpu {
     }
 
     /// KVM_EXIT_FAIL_ENTRY.
-    pub(super) fn fail_entry(&self, reason: u64) -> Error {
-        let (place, stage) = (self.place(), self.stage());
+    pub(super) fn fail_entry(&self, reason: u64, progress: Progress) -> Error {
+        let (place, stage) = (self.place(), stage(progress));
         Error::GaveUp(format!(
             "the CPU refuses to enter the guest (reason {reason:#x}){place}{stage}"
         ))
     }
 
     /// KVM_RUN itself failed.
-    pub(super) fn run_error(&self, error: kvm_ioctls::Error) -> Error {
-        let (place, stage) = (self.place(), self.stage());
+    pub(super) fn run_error(&self, error: kvm_ioctls::Error, progress: Progress) -> Error {
+        let (place, stage) = (self.place(), stage(progress));
         Error::GaveUp(format!("running the guest: {error}{place}{stage}"))
     }
 
@@ -102,13 +103,13 @@ impl Vcpu {
         let mut bytes = [0; INSTRUCTION_MAX];
         ram.read(physical, &mut bytes).map_or(Vec::new(), |()| bytes.to_vec())
     }
+}
 
-    /// `, after the stage '..'`.
-    fn stage(&self) -> String {
-        match self.progress.last.and_then(post::name) {
-            Some(name) => format!(", after the stage '{name}'"),
-            None if self.progress.in_kernel => ", in the kernel".into(),
-            None => ", before the firmware's first sign".into(),
-        }
+/// `, after the stage '..'`.
+fn stage(progress: Progress) -> String {
+    match progress.last.and_then(post::name) {
+        Some(name) => format!(", after the stage '{name}'"),
+        None if progress.in_kernel => ", in the kernel".into(),
+        None => ", before the firmware's first sign".into(),
     }
 }

@@ -129,6 +129,22 @@ impl Code {
         self.com1().raw(&[0xb2, 0xfd, 0xec, 0xa8, 1, 0x74, 0xfb, 0xb2, 0xf8, 0xec])
     }
 
+    /// Starts all other CPUs at 0xff000, in real mode: x2APIC on (IA32_APIC_BASE), then INIT and
+    /// start-up by the interrupt command register (Intel SDM volume 3, 11.12.1 and 9.4.4).
+    pub fn start_others(self) -> Self {
+        self.raw(&[0x66, 0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x66, 0x0d, 0, 0x0c, 0, 0, 0x0f, 0x30])
+            .raw(&[0x66, 0xb9, 0x30, 8, 0, 0, 0x66, 0x31, 0xd2])
+            .raw(&[0x66, 0xb8, 0, 0x45, 0x0c, 0, 0x0f, 0x30])
+            .raw(&[0x66, 0xb8, 0xff, 0x46, 0x0c, 0, 0x0f, 0x30])
+    }
+
+    /// A BIOS image of 64 KiB that runs this code, and `others` on the other CPUs.
+    pub fn bios_with_others(&self, others: &Self) -> Vec<u8> {
+        let mut image = self.bios(0x1_0000);
+        image[0xf000..0xf000 + others.0.len()].copy_from_slice(&others.0);
+        image
+    }
+
     /// A BIOS image of `size` bytes that runs this code.
     pub fn bios(&self, size: usize) -> Vec<u8> {
         let mut image = vec![0xf4; size];
