@@ -50,11 +50,20 @@ pub fn outcome(host: &Host, outcome: Result<Launch, Error>) {
             by_start_info(host)
         }
     };
+    check_bios_data(host);
     check_told(host, &told);
     check_areas(host, &told);
     check_mp_table(host, &told);
     check_smbios(host);
     tables::check(host);
+}
+
+/// What a BIOS leaves for kernels at 0x400 (Linux, arch/x86/kernel/ebda.c).
+fn check_bios_data(host: &Host) {
+    let data = host.memory_at(layout::BDA);
+    let ebda = u64::from(get_u16(data, 0x0e).unwrap_or(0)) << 4;
+    let kib = u64::from(get_u16(data, 0x13).unwrap_or(0));
+    assert_eq!((ebda, kib << 10), (layout::EBDA.start(), layout::EBDA.start()));
 }
 
 /// The first instruction is in RAM, and not before the kernel.
@@ -157,14 +166,20 @@ fn check_told(host: &Host, told: &Told) {
     }
     if let Some(rsdp) = told.rsdp.filter(|rsdp| *rsdp != 0) {
         assert_eq!(rsdp % 16, 0, "an RSDP is on a 16-byte boundary");
-        // An empty file is nowhere.
-        let item = host.listed().find(|f| f.is_named(file::ACPI_RSDP)).map(|f| f.selector);
-        let mut areas = host.areas.iter().filter(|area| area.item == item);
-        let file = areas.find(|area| area.range.start() == rsdp);
+        let at = Range::new(rsdp, RSDP_SIZE).expect("an RSDP that ends");
+        let is_loaded = |area: &Area| area.range.contains(at) && !is_for_boot(area);
+        assert!(host.areas.iter().any(is_loaded), "no RSDP at {rsdp:#x}");
         let mut ram = told.map.iter().filter(|(_, kind)| *kind == kind::RAM);
-        let is_kept = |file: &Area| ram.all(|(ram, _)| !ram.overlaps(file.range));
-        assert!(file.is_none_or(is_kept), "the RSDP is free to be used");
+        assert!(ram.all(|(ram, _)| !ram.overlaps(at)), "the RSDP is free to be used");
     }
+}
+
+/// Bytes of the shortest RSDP (ACPI 6.5, 5.2.5.3).
+const RSDP_SIZE: u64 = 20;
+
+/// Whether this is the kernel or the initrd.
+fn is_for_boot(area: &Area) -> bool {
+    matches!(area.item, Some(key::KERNEL_DATA | key::INITRD_DATA))
 }
 
 /// Kernel and initrd are in RAM, everything else above 1 MiB is not.
@@ -174,7 +189,7 @@ fn check_areas(host: &Host, told: &Told) {
         if host.prefetches && area.item.is_none() {
             continue;
         }
-        if matches!(area.item, Some(key::KERNEL_DATA | key::INITRD_DATA)) {
+        if is_for_boot(area) {
             assert!(ram.any(|(ram, _)| ram.contains(area.range)), "{area:x?} is not in RAM");
         } else {
             assert!(ram.all(|(ram, _)| !ram.overlaps(area.range)), "{area:x?} is free to be used");

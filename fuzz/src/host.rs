@@ -51,6 +51,10 @@ pub struct Host {
     pub tsc_khz: Option<u32>,
     /// PCI, when there is a host bridge.
     pub config: Config,
+    /// Whether CPUs have memory type range registers.
+    pub has_mtrrs: bool,
+    /// CPUs that cannot be started; `None` when the first one refuses a register's value.
+    pub silent_cpus: Option<u32>,
     /// What was loaded and written, in order.
     pub areas: Vec<Area>,
     /// What the firmware wrote to items: item, offset, bytes.
@@ -87,6 +91,8 @@ impl Default for Host {
             heap: layout::FIRMWARE_HEAP.len() as usize,
             host_bridge: 0,
             tsc_khz: None,
+            has_mtrrs: true,
+            silent_cpus: Some(0),
             config: Config::default(),
             areas: Vec::with_capacity(1024),
             writes: Vec::new(),
@@ -362,12 +368,13 @@ impl Machine for Host {
     }
 
     fn has_mtrrs(&mut self) -> bool {
-        true
+        self.has_mtrrs
     }
 
     fn set_msrs(&mut self, list: &[Msr; 3], others: u32) -> Option<u32> {
         assert_eq!(list.last(), Some(&Msr::END), "or the CPU reads on");
-        Some(others)
+        // So many CPUs are silent, or this one refuses.
+        Some(others.saturating_sub(self.silent_cpus?))
     }
 
     fn print(&mut self, line: fmt::Arguments<'_>) {

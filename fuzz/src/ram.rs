@@ -52,6 +52,10 @@ impl Ram {
 
     /// To be written; out of range panics.
     pub fn get_mut(&mut self, range: Range) -> &mut [u8] {
+        if range.is_empty() {
+            // Wherever that is.
+            return &mut [];
+        }
         for page in (range.start() / PAGE) as usize..range.end().div_ceil(PAGE) as usize {
             if !std::mem::replace(&mut self.is_touched[page], true) {
                 self.touched.push(page);

@@ -83,6 +83,9 @@ fn everywhere(seeds: &mut Vec<(String, Seed)>, rest: &Seed) {
     }
     let pages = [[1, 4, 0, 0, 0, 1], [1, 4, 0, 1, 0, 2], [2, 4, 0, 2, 1, 0]].concat();
     seeds.push(("memory-7".into(), machine([0, 0, 0, 7]).bytes(&pages).u8s(&rest.0)));
+    for cpus in [0x40, 0x60, 0x80] {
+        seeds.push((format!("cpus-{cpus:x}"), machine([0, cpus, 0, 0]).u8s(&rest.0)));
+    }
     for bridge in [5, 6] {
         let seed = machine([0, bridge, 0, 0]).bytes(&functions().0).u8s(&rest.0);
         seeds.push((format!("bridge-{bridge}"), seed));
@@ -100,6 +103,7 @@ fn directory() -> Vec<(String, Seed)> {
         .file(9, 0, &prefetched())
         .file(10, 0, &[0; 32])
         .file(11, 0, b"on")
+        .file(12, 0, &[5, 0, 0, 0, 0, 0, 0, 0])
         .file(7, 0, b"64");
     let mut seeds = vec![("files".into(), machine([0; 4]).u8s(&files.0))];
     everywhere(&mut seeds, &files);
@@ -120,11 +124,12 @@ fn directory() -> Vec<(String, Seed)> {
     seeds
 }
 
-/// Records of the number of CPUs, of the initrd, and of one that is cut off.
+/// Records of the number of CPUs and more than that, of the initrd, and of one that is cut off.
 fn prefetched() -> Vec<u8> {
     let record = |item: u16, bytes: &[u8]| Seed::default().u16(item).bytes(bytes).0;
     let initrd = record(key::INITRD_DATA, &[0x44; 0x777]);
-    [record(key::NB_CPUS, &[2, 0]), initrd, vec![0x18, 0, 0xff, 0xff, 1]].concat()
+    let cpus = record(key::NB_CPUS, &[2, 0, 0, 0, 0, 0, 0, 0]);
+    [cpus, initrd, vec![0x18, 0, 0xff, 0xff, 1]].concat()
 }
 
 /// An SMBIOS 2.8 anchor as a host gives it.
@@ -172,6 +177,25 @@ fn table_loader() -> Vec<(String, Seed)> {
     let whole = honest.clone().u16(0).u8s(&[0]).u32(0).u8s(&script.0);
     let mut seeds = vec![("acpi".into(), machine([0; 4]).u8s(&whole.0))];
     everywhere(&mut seeds, &whole);
+    // An RSDP that is too short, and one of revision 0 that points to an RSDT.
+    for size in [0, 19] {
+        let script = Seed::default().command([0, RSDP, 1, 0], [0, 4, 0]);
+        let files = files([(size, ZEROES), (0, 0), (0, 0), (0, 0), (0, 0)]);
+        let seed = machine([0; 4]).u8s(&files.u16(0).u8s(&[0]).u32(0).0).u8s(&script.0);
+        seeds.push((format!("rsdp-{size}"), seed));
+    }
+    for size in [20, 36] {
+        let script = Seed::default()
+            .u8s(&bytes(TABLES, 0x44, 40))
+            .u8s(&bytes(RSDP, 16, 0x40))
+            .command([0, RSDP, 1, 0], [0, 4, 0])
+            .command([0, TABLES, 0, 0], [0, 6, 0])
+            .command([4, RSDP, TABLES, 2], [16, 0, 0])
+            .command([7, RSDP, 0, 0], [8, 0, 20]);
+        let files = files([(size, ZEROES), (0x100, ZEROES), (0, 0), (0, 0), (0, 0)]);
+        let seed = machine([0; 4]).u8s(&files.u16(0).u8s(&[0]).u32(0).0).u8s(&script.0);
+        seeds.push((format!("rsdt-{size}"), seed));
+    }
     for (index, choice) in [EMPTY, HUGE, OFF].into_iter().enumerate() {
         for file in 0..5 {
             let mut sizes = [(36, ZEROES), (3000, ZEROES), (0x100, 0), (4096, 0), (8, 0)];
@@ -204,6 +228,8 @@ fn e820() -> Vec<(String, Seed)> {
     ];
     let overlapping: Vec<u8> = (0..16).flat_map(|at| [0, at % 6, at * 7, 30 - at]).collect();
     seeds.push(("overlapping".into(), Seed::default().u8s(&[0, 16]).u8s(&overlapping)));
+    let hole = Seed::default().u8s(&[0, 1, 0, 1, 0, 18]).u8s(&[0, 0, 1, 0]);
+    seeds.push(("empty-hole".into(), hole));
     let steps: Vec<u8> = (0..16).flat_map(|at| [1, at % 5, at * 3, 20]).collect();
     seeds.push(("steps".into(), Seed::default().u8s(&[0, 0]).u8s(&steps)));
     seeds
@@ -265,6 +291,12 @@ fn placement() -> Vec<(String, Seed)> {
     }
     for initrd in [0, u32::MAX, 0x777] {
         seeds.push((format!("initrd-{initrd:x}"), kernel(2, 3, initrd)));
+    }
+    // Alignments that the start of RAM does not have.
+    for shift in [13, 21, 23] {
+        let mut seed = kernel(5, 1, 1);
+        seed.0[8] = shift;
+        seeds.push((format!("alignment-{shift}"), seed));
     }
     let pages = [[1, 4, 0, 0, 0, 1], [1, 4, 0, 1, 0, 2], [2, 4, 0, 2, 1, 0]].concat();
     seeds.push(("pages".into(), kernel(7, 1, 1).u8s(&pages)));

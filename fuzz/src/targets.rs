@@ -40,6 +40,8 @@ fn machine(input: &mut Input<'_>) -> Host {
     };
     host.tsc_khz =
         [Some(2_000_000), None, Some(1), Some(u32::MAX)][usize::from(knobs.flavour >> 6)];
+    host.has_mtrrs = knobs.bridge & 0x80 == 0;
+    host.silent_cpus = [Some(0), Some(0), Some(1), None][usize::from(knobs.bridge >> 5 & 3)];
     match knobs.fail_at {
         transfer @ ..0x80 => host.fail_at = transfer.into(),
         heap => host.heap = usize::from(heap & 0x7f) * 512,
