@@ -51,8 +51,10 @@ fn set_up<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, file: Option<Place>) -> Result<
         let [low, high] = [0, 4].map(|at| get_u32(&value, at).unwrap_or(0));
         *free = Msr { number: FEATURE_CONTROL, low, high };
     }
-    // The item has 16 bits. A host without it has one CPU to be sure of.
-    let others = fw_cfg.read_u32(key::NB_CPUS)?.saturating_sub(1);
+    // A host without the item has one CPU to be sure of.
+    let mut cpus = [0; 2];
+    fw_cfg.read(key::NB_CPUS, &mut cpus)?;
+    let others = u32::from(u16::from_le_bytes(cpus)).saturating_sub(1);
     match fw_cfg.machine().set_msrs(&list, others) {
         None => Err(Error::MsrRefused),
         Some(answers) if answers == others => Ok(()),

@@ -67,7 +67,11 @@ pub fn tables<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, tables: &Tables) {
 fn log_tables<M: Machine>(fw_cfg: &mut FwCfg<'_, M>, tables: &Tables) {
     let Tables { rsdp, performance } = *tables;
     if rsdp == 0 {
-        log!(fw_cfg, "the host has no ACPI tables; MP table written");
+        let instead = Text(match fw_cfg.known().table_loader {
+            Some(_) => "no RSDP among the host's ACPI tables",
+            None => "the host has no ACPI tables; MP table written",
+        });
+        log!(fw_cfg, "{instead}");
         return;
     }
     let with = Text(if performance.is_some() { "added" } else { "not added" });

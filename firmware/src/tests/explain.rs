@@ -105,6 +105,14 @@ fn the_host_gets_the_stamps_in_one_write() {
 }
 
 #[test]
+fn a_host_that_cannot_be_written_to_boots_without_the_stamps() {
+    let mut model = machine(Flavour::Ports);
+    model.file(file::BOOT_TRACE, vec![0; boot_trace::SIZE]);
+    boot(&mut model).unwrap();
+    assert_eq!(model.contents(file::BOOT_TRACE), [0; boot_trace::SIZE]);
+}
+
+#[test]
 fn the_log_names_every_part_and_only_when_asked() {
     let mut model = machine(Flavour::Qemu);
     boot(&mut model).unwrap();
