@@ -72,6 +72,8 @@ pub const IDENTITY_MAPPED: u64 = 1 << 30;
 pub const GED: u64 = 0xfea0_0000;
 /// Bytes of the GED's selector region.
 pub const GED_SIZE: u64 = 4;
+/// What the GED's selector says when the power button was pressed.
+pub const GED_POWER_BUTTON: u32 = 2;
 /// The GED's sleep control, sleep status and reset registers, a byte each.
 pub const GED_REGISTERS: u64 = 0xfea0_0200;
 /// Offset of the sleep control register from [`GED_REGISTERS`].

@@ -14,6 +14,7 @@ pub mod fpdt;
 pub mod fw_cfg;
 pub mod layout;
 pub mod linux;
+pub mod mp_table;
 pub mod pci;
 pub mod placement;
 pub mod ports;

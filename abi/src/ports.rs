@@ -20,6 +20,8 @@ pub const DEBUG_EXIT: u16 = 0xf4;
 /// The debug console at its customary place (QEMU's `-device isa-debugcon,iobase=0x402`): what is
 /// written is shown, and it reads as 0xe9 where there is one.
 pub const DEBUG_CONSOLE: u16 = 0x402;
+/// The pvpanic device at its customary place (QEMU's `-device pvpanic`).
+pub const PVPANIC: u16 = 0x505;
 /// COM1, a 16550A UART of eight registers.
 pub const COM1: u16 = 0x3f8;
 /// The interrupt line of COM1.

@@ -12,6 +12,8 @@ pub const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
 pub const IPXE: &str = "MICROVM_IPXE";
 /// Names Memtest86+ as a kernel.
 pub const MEMTEST: &str = "MICROVM_MEMTEST";
+/// Names the folder of a QMP client's Python modules.
+pub const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 
 /// The product `name`. Panics, with what to do, when it was not built.
 pub fn product(name: &str) -> PathBuf {
@@ -23,6 +25,11 @@ pub fn product(name: &str) -> PathBuf {
 /// The distribution's kernel for virtual machines.
 pub fn kernel() -> PathBuf {
     fetched(KERNEL)
+}
+
+/// The folder of a QMP client's Python modules.
+pub fn qmp_client() -> PathBuf {
+    fetched(QMP_CLIENT)
 }
 
 /// The ELF kernel within the bzImage `kernel`.

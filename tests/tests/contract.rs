@@ -168,13 +168,8 @@ fn prepare(config: &Config) -> (Arc<GuestRam>, Option<FwCfg>) {
     let images = Images::open(config).unwrap();
     let bios = images.bios.as_ref().map(|bios| bios.size());
     let ram = Arc::new(GuestRam::new(config.memory, bios).unwrap());
-    let source = Source {
-        images: &images,
-        command_line: &config.append,
-        memory: config.memory,
-        cpus: config.cpus,
-        acpi: &vmm::acpi::Tables::new(config.cpus),
-    };
+    let acpi = vmm::acpi::Tables::new(config);
+    let source = Source { config, images: &images, acpi: config.acpi.then_some(&acpi) };
     let (_, items) = boot::prepare(&source, &ram).unwrap();
     let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
     (ram, fw_cfg)

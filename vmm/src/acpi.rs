@@ -18,6 +18,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
+use crate::config::Config;
 use crate::devices::ged;
 
 const OEM_ID: [u8; 6] = *b"MICROV";
@@ -69,16 +70,16 @@ pub struct Placed {
 }
 
 impl Tables {
-    /// Tables for a machine of `cpus` CPUs.
-    pub fn new(cpus: u8) -> Self {
+    /// Tables for the machine of `config`.
+    pub fn new(config: &Config) -> Self {
         let mut builder = Builder::default();
-        let dsdt = builder.append(&bytes_of(&Bytes(dsdt())));
+        let dsdt = builder.append(&bytes_of(&Bytes(dsdt(config))));
         let fadt = builder.append(&bytes_of(&fadt()));
         for at in [(FADT_DSDT, 4), (FADT_X_DSDT, 8)] {
             builder.point(fadt + at.0, at.1, dsdt);
         }
         builder.sum(fadt);
-        let madt = builder.append(&bytes_of(&madt(cpus)));
+        let madt = builder.append(&bytes_of(&madt(config.cpus)));
         let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
         let listed = [fadt, madt];
         listed.iter().for_each(|_| xsdt.add_entry(0));
@@ -261,9 +262,9 @@ const fn low(address: u64) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-fn dsdt() -> Vec<u8> {
+fn dsdt(config: &Config) -> Vec<u8> {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    let mut body = system_bus();
+    let mut body = system_bus(config);
     // The first number is what goes into the sleep control register.
     let sleep_type = ged::SLEEP_TYPE_OFF;
     let package = aml::Package::new(vec![&sleep_type, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
@@ -272,8 +273,17 @@ fn dsdt() -> Vec<u8> {
     dsdt.as_slice().to_vec()
 }
 
-fn system_bus() -> Vec<u8> {
-    let serial = device(
+fn system_bus(config: &Config) -> Vec<u8> {
+    let mut parts = vec![fw_cfg(), power_button(), event_device()];
+    parts.extend(config.isa_serial.then(serial));
+    parts.extend(config.pvpanic.map(|device| pvpanic(device.ioport)));
+    let parts: Vec<_> = parts.into_iter().map(Bytes).collect();
+    let children = parts.iter().map(|part| part as &dyn Aml).collect();
+    bytes_of(&aml::Scope::new("_SB_".into(), children))
+}
+
+fn serial() -> Vec<u8> {
+    device(
         "COM1",
         vec![
             name_is("_HID", &aml::EISAName::new("PNP0501")),
@@ -284,24 +294,31 @@ fn system_bus() -> Vec<u8> {
             &aml::IO::new(ports::COM1, ports::COM1, 1, 8),
             &aml::Interrupt::new(true, true, false, false, ports::COM1_IRQ),
         ],
-    );
-    let fw_cfg = device(
+    )
+}
+
+/// Present and working, but nothing to show to a user.
+const HIDDEN: u8 = 0xb;
+
+fn fw_cfg() -> Vec<u8> {
+    device(
         "FWCF",
-        vec![
-            name_is("_HID", &"QEMU0002"),
-            // Present and working, but nothing to show to a user.
-            name_is("_STA", &0xbu8),
-        ],
+        vec![name_is("_HID", &"QEMU0002"), name_is("_STA", &HIDDEN)],
         vec![&aml::IO::new(ports::FW_CFG_SELECTOR, ports::FW_CFG_SELECTOR, 1, 12)],
-    );
-    let button = device(
-        "PWRB",
-        vec![name_is("_HID", &aml::EISAName::new("PNP0C0C")), name_is("_UID", &aml::ZERO)],
-        vec![],
-    );
-    let parts = [serial, fw_cfg, button, event_device()].map(Bytes);
-    let children = parts.iter().map(|part| part as &dyn Aml).collect();
-    bytes_of(&aml::Scope::new("_SB_".into(), children))
+    )
+}
+
+fn pvpanic(port: u16) -> Vec<u8> {
+    device(
+        "PEVT",
+        vec![name_is("_HID", &"QEMU0001"), name_is("_STA", &HIDDEN)],
+        vec![&aml::IO::new(port, port, 1, 1)],
+    )
+}
+
+fn power_button() -> Vec<u8> {
+    let hid = name_is("_HID", &aml::EISAName::new("PNP0C0C"));
+    device("PWRB", vec![hid, name_is("_UID", &aml::ZERO)], vec![])
 }
 
 /// The generic event device: on its interrupt, it reads what happened and tells it on.

@@ -3,15 +3,19 @@
 //! Every option is honoured, taken as a no-op that is harmless here, or refused in one line that
 //! names it and says what to do. Both `-x` and `--x` are understood.
 
+mod device;
 mod help;
 mod keyval;
+mod life;
 mod machine;
+mod monitor;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::config::{Config, Contents, DebugExit, FwCfgFile, Serial};
+use crate::config::{Config, Contents, FwCfgFile, RebootAction, Serial, ShutdownAction};
 pub use keyval::Properties;
+pub use machine::CPUS_MAX;
 
 /// What a command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +45,24 @@ struct Seen {
     serial: Option<Serial>,
     nographic: bool,
     nodefaults: bool,
+    chardevs: Vec<monitor::Chardev>,
+    // The chardevs of monitors, and of COM1.
+    monitors: Vec<String>,
+    serial_chardev: Option<String>,
+    // Where BIOS images are looked for.
+    data_dirs: Vec<PathBuf>,
     print: Option<Request>,
+}
+
+/// The kinds of devices that can be added.
+pub fn device_types() -> Vec<&'static str> {
+    device::KINDS.iter().map(|kind| kind.name).collect()
+}
+
+/// The properties of such a kind: name and type.
+pub fn device_properties(kind: &str) -> Option<&'static [(&'static str, &'static str)]> {
+    let kind = device::KINDS.iter().find(|known| known.name == kind)?;
+    Some(kind.properties)
 }
 
 /// Reads a command line, without the program's name.
@@ -60,14 +81,29 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
     finish(seen)
 }
 
-fn finish(seen: Seen) -> Result<Request> {
-    let mut config = seen.config;
+fn finish(mut seen: Seen) -> Result<Request> {
+    monitor::connect(&mut seen)?;
     // As in QEMU: -nographic puts the first serial port on the terminal, unless there are to be
     // no defaults.
     let by_default =
         if seen.nographic && !seen.nodefaults { Serial::MonStdio } else { Serial::Null };
-    config.serial = seen.serial.unwrap_or(by_default);
-    let option = |name: &'static str| Opt { name: name.into() };
+    seen.config.serial = seen.serial.take().unwrap_or(by_default);
+    monitor::check_stdio(&seen)?;
+    let mut config = seen.config;
+    config.bios = config.bios.map(|bios| find_bios(bios, &seen.data_dirs));
+    check_kernel(&config)?;
+    Ok(Request::Run(Box::new(config)))
+}
+
+/// An image that is not where it is said to be is looked for in the folders of `-L`.
+fn find_bios(bios: PathBuf, folders: &[PathBuf]) -> PathBuf {
+    if bios.exists() {
+        return bios;
+    }
+    folders.iter().map(|folder| folder.join(&bios)).find(|path| path.exists()).unwrap_or(bios)
+}
+
+fn check_kernel(config: &Config) -> Result<()> {
     if config.bios.is_none() && config.kernel.is_none() {
         return Err(
             option("-kernel").error("nothing to boot: give -kernel FILE, -bios FILE or both")
@@ -82,7 +118,11 @@ fn finish(seen: Seen) -> Result<Request> {
             return Err(without("-append"));
         }
     }
-    Ok(Request::Run(Box::new(config)))
+    Ok(())
+}
+
+fn option(name: &str) -> Opt {
+    Opt { name: name.into() }
 }
 
 /// An option's name with a single dash.
@@ -129,10 +169,13 @@ impl Opt {
 /// Options without a value; whether `option` is one.
 fn take_flag(seen: &mut Seen, option: &Opt) -> bool {
     match option.name.as_str() {
-        "-enable-kvm" | "-no-user-config" | "-no-hpet" => {}
+        "-enable-kvm" | "-no-user-config" | "-no-hpet" | "-no-fd-bootchk" => {}
         "-nodefaults" => seen.nodefaults = true,
         "-nographic" => seen.nographic = true,
-        "-no-reboot" => seen.config.no_reboot = true,
+        "-no-reboot" => seen.config.actions.reboot = RebootAction::Shutdown,
+        "-no-shutdown" => seen.config.actions.shutdown = ShutdownAction::Pause,
+        "-no-acpi" => seen.config.acpi = false,
+        "-S" => seen.config.start_stopped = true,
         "-h" | "-help" => seen.print = Some(Request::Print(help::usage())),
         "-version" => seen.print = Some(Request::Print(help::version())),
         _ => return false,
@@ -163,10 +206,43 @@ fn take_option(
                 return Err(option.error(format!("'{value}' is not here: only 'none' is")));
             }
         }
-        "-device" => take_device(seen, option, value()?)?,
+        "-device" => device::take(seen, option, value()?)?,
         "-fw_cfg" => config.fw_cfg.push(fw_cfg_file(option, value()?)?),
         "-boot-trace" => config.boot_trace = Some(option.path(value()?)?),
-        "-name" => drop(option.text(value()?)?),
+        _ => return take_process_option(seen, option, value),
+    }
+    Ok(())
+}
+
+/// Options about the process rather than the machine.
+fn take_process_option(
+    seen: &mut Seen,
+    option: &Opt,
+    value: &mut dyn FnMut() -> Result<OsString>,
+) -> Result<()> {
+    match option.name.as_str() {
+        "-qmp" => monitor::take_qmp(seen, option, value()?)?,
+        "-mon" => monitor::take_mon(seen, option, value()?)?,
+        "-chardev" => monitor::take_chardev(seen, option, value()?)?,
+        "-action" => life::take_action(seen, option, value()?)?,
+        "-name" => life::take_name(seen, option, value()?)?,
+        "-global" => life::take_global(seen, option, value()?)?,
+        "-pidfile" => seen.config.pidfile = Some(option.path(value()?)?),
+        "-D" => seen.config.log = Some(option.path(value()?)?),
+        "-d" => life::take_log_items(option, value()?)?,
+        "-L" => seen.data_dirs.push(option.path(value()?)?),
+        // There is no watchdog.
+        "-watchdog-action" => drop(option.text(value()?)?),
+        // Without a clock chip, a guest's time is the host's.
+        "-rtc" => {
+            let allowed = [("base", "utc"), ("clock", "host"), ("driftfix", "none")];
+            life::take_fixed(option, value()?, &allowed)?;
+        }
+        "-overcommit" => {
+            let allowed = [("mem-lock", "off"), ("cpu-pm", "off")];
+            life::take_fixed(option, value()?, &allowed)?;
+        }
+        "-sandbox" => life::take_fixed(option, value()?, &[("off", "on")])?,
         _ => return Err(option.error(help::refusal(&option.name))),
     }
     Ok(())
@@ -182,50 +258,32 @@ fn command_line(option: &Opt, value: OsString) -> Result<String> {
 
 fn take_serial(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
     let text = option.text(value)?;
-    let serial = match text.as_str() {
-        "stdio" => Serial::Stdio,
-        "mon:stdio" => Serial::MonStdio,
-        "null" | "none" => Serial::Null,
-        other => match other.strip_prefix("file:") {
-            Some(path) if !path.is_empty() => Serial::File(path.into()),
-            _ => {
-                let problem = format!("'{text}' is none of stdio, mon:stdio, null, file:FILE");
-                return Err(option.error(problem));
+    let serial = match (text.as_str(), text.split_once(':')) {
+        ("stdio", _) => Serial::Stdio,
+        ("mon:stdio", _) => Serial::MonStdio,
+        ("null" | "none", _) => Serial::Null,
+        (_, Some(("file", path))) if !path.is_empty() => Serial::File(path.into()),
+        (_, Some(("chardev", id))) => {
+            if seen.serial_chardev.replace(id.into()).is_some() {
+                return Err(option.error(SERIAL_TWICE));
             }
-        },
+            return Ok(());
+        }
+        _ => {
+            let known = "stdio, mon:stdio, null, file:FILE, chardev:ID";
+            return Err(option.error(format!("'{text}' is none of {known}")));
+        }
     };
-    if seen.serial.replace(serial).is_some() {
-        return Err(option.error("the machine has one serial port: give it once"));
-    }
-    Ok(())
+    set_serial(seen, option, serial)
 }
 
-fn take_device(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
-    let mut properties = option.properties(value)?;
-    let driver = properties.positional("driver")?;
-    match driver.as_str() {
-        // QEMU's defaults for the two numbers.
-        "isa-debug-exit" => {
-            let iobase = properties.number("iobase", u64::from(u16::MAX))?.unwrap_or(0x501);
-            let iosize = properties.number("iosize", 4)?.unwrap_or(2);
-            let port = |n| u16::try_from(n).unwrap_or(u16::MAX);
-            if iosize == 0 {
-                return Err(option.error("isa-debug-exit: iosize must be 1 to 4"));
-            }
-            let device = DebugExit { iobase: port(iobase), iosize: port(iosize) };
-            if seen.config.debug_exit.replace(device).is_some() {
-                return Err(option.error("isa-debug-exit: give it once"));
-            }
-        }
-        // Its reset line is there anyway.
-        "i8042" => {}
-        "help" => seen.print = Some(Request::Print(help::devices())),
-        other => {
-            let problem = format!("'{other}' is not here; -device help lists what is");
-            return Err(option.error(problem));
-        }
+const SERIAL_TWICE: &str = "the machine has one serial port: give it once";
+
+fn set_serial(seen: &mut Seen, option: &Opt, serial: Serial) -> Result<()> {
+    match seen.serial.replace(serial) {
+        Some(_) => Err(option.error(SERIAL_TWICE)),
+        None => Ok(()),
     }
-    properties.finish()
 }
 
 fn fw_cfg_file(option: &Opt, value: OsString) -> Result<FwCfgFile> {

@@ -6,11 +6,13 @@ use abi::{layout, ports};
 
 use crate::bus::{Bus, Overlap};
 use crate::config::Config;
+use crate::control::Line;
 use crate::devices::debug_exit::DebugExit;
 use crate::devices::ged;
 use crate::devices::i8042::I8042;
 use crate::devices::ioapic::{IoApic, Messages};
 use crate::devices::post::Post;
+use crate::devices::pvpanic::PvPanic;
 use crate::devices::serial::Com1;
 use crate::fw_cfg::FwCfg;
 
@@ -25,6 +27,9 @@ pub struct Board<M> {
     pub mmio: Bus,
     /// The I/O APIC, which hears of interrupts' ends.
     pub ioapic: Arc<IoApic<M>>,
+    /// COM1, which knows what the guest said last.
+    pub com1: Arc<Com1>,
+    events: Option<Arc<ged::Selector>>,
 }
 
 impl<M: Messages + 'static> Board<M> {
@@ -38,23 +43,44 @@ impl<M: Messages + 'static> Board<M> {
         let ioapic = Arc::new(IoApic::new(messages));
         let line = ioapic.clone();
         com1.connect(Arc::new(move || line.pulse(ports::COM1_IRQ)));
-
-        let mut io = Bus::default();
-        io.insert(ports::COM1.into(), COM1_PORTS, com1.clone())?;
-        io.insert(ports::POST.into(), 1, Arc::new(Post))?;
-        io.insert(ports::I8042_DATA.into(), I8042::PORTS, Arc::new(I8042))?;
-        if let Some(fw_cfg) = fw_cfg {
-            io.insert(ports::FW_CFG_SELECTOR.into(), FwCfg::PORTS, Arc::new(fw_cfg))?;
-        }
-        if let Some(device) = config.debug_exit {
-            io.insert(device.iobase.into(), device.iosize.into(), Arc::new(DebugExit))?;
-        }
+        let ports = plug_ports(config, fw_cfg, com1)?;
 
         let mut mmio = Bus::default();
         mmio.insert(layout::IOAPIC, layout::IOAPIC_SIZE, ioapic.clone())?;
-        mmio.insert(layout::GED, layout::GED_SIZE, Arc::new(ged::Selector::default()))?;
-        let registers = Arc::new(ged::Registers);
-        mmio.insert(layout::GED_REGISTERS, layout::GED_REGISTERS_SIZE, registers)?;
-        Ok(Self { ports: io, mmio, ioapic })
+        let events = config.acpi.then(|| Arc::new(ged::Selector::default()));
+        if let Some(events) = &events {
+            mmio.insert(layout::GED, layout::GED_SIZE, events.clone())?;
+            let registers = Arc::new(ged::Registers);
+            mmio.insert(layout::GED_REGISTERS, layout::GED_REGISTERS_SIZE, registers)?;
+        }
+        Ok(Self { ports, mmio, ioapic, com1: com1.clone(), events })
     }
+
+    /// What presses the power button, if there is one.
+    pub fn power_button(&self) -> Option<Line> {
+        let (events, ioapic) = (self.events.clone()?, self.ioapic.clone());
+        Some(Arc::new(move || {
+            events.note(ged::POWER_BUTTON);
+            ioapic.pulse(layout::GED_IRQ);
+        }))
+    }
+}
+
+fn plug_ports(config: &Config, fw_cfg: Option<FwCfg>, com1: &Arc<Com1>) -> Result<Bus, Overlap> {
+    let mut bus = Bus::default();
+    bus.insert(ports::POST.into(), 1, Arc::new(Post))?;
+    bus.insert(ports::I8042_DATA.into(), I8042::PORTS, Arc::new(I8042))?;
+    if config.isa_serial {
+        bus.insert(ports::COM1.into(), COM1_PORTS, com1.clone())?;
+    }
+    if let Some(fw_cfg) = fw_cfg {
+        bus.insert(ports::FW_CFG_SELECTOR.into(), FwCfg::PORTS, Arc::new(fw_cfg))?;
+    }
+    if let Some(device) = config.debug_exit {
+        bus.insert(device.iobase.into(), device.iosize.into(), Arc::new(DebugExit))?;
+    }
+    if let Some(device) = config.pvpanic {
+        bus.insert(device.ioport.into(), 1, Arc::new(PvPanic(device.events)))?;
+    }
+    Ok(bus)
 }

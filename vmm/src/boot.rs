@@ -7,9 +7,10 @@ mod state;
 
 use abi::e820::{Entry, Map, kind};
 use abi::range::Range;
-use abi::{bda, layout, ports};
+use abi::{bda, layout, mp_table, ports};
 
 use crate::acpi;
+use crate::config::Config;
 use crate::fw_cfg::Items;
 use crate::image::{Format, Images};
 use crate::memory::{self, GuestRam};
@@ -57,22 +58,18 @@ pub enum Error {
 
 /// What every way to boot is made of.
 pub struct Source<'a> {
+    /// The machine.
+    pub config: &'a Config,
     /// The files.
     pub images: &'a Images,
-    /// The kernel's command line.
-    pub command_line: &'a str,
-    /// Bytes of RAM.
-    pub memory: u64,
-    /// CPUs.
-    pub cpus: u8,
-    /// The ACPI tables.
-    pub acpi: &'a acpi::Tables,
+    /// The ACPI tables; without them, the machine has an MP table.
+    pub acpi: Option<&'a acpi::Tables>,
 }
 
 impl Source<'_> {
     /// The command line with its NUL.
     pub fn command_line_bytes(&self) -> Vec<u8> {
-        [self.command_line.as_bytes(), &[0]].concat()
+        [self.config.append.as_bytes(), &[0]].concat()
     }
 
     /// Bytes of the initrd.
@@ -126,9 +123,23 @@ pub fn memory_map(memory: u64) -> Result<Map, Error> {
     Ok(map)
 }
 
-/// Puts the ACPI tables below 1 MiB; where the RSDP is.
-fn place_acpi(source: &Source<'_>, ram: &GuestRam) -> Result<u64, Error> {
-    let placed = source.acpi.place().ok_or(Error::TooBig("the ACPI tables"))?;
+/// What pin 0's interrupt comes by, as fw_cfg has it: ISA's interrupt 0 is on pin 2, as on QEMU's
+/// microvm.
+const IRQ0_OVERRIDE: bool = true;
+
+/// Describes the machine below 1 MiB, by ACPI tables or an MP table; where the RSDP is, or 0.
+fn place_description(source: &Source<'_>, ram: &GuestRam) -> Result<u64, Error> {
+    let Some(acpi) = source.acpi else {
+        let cpus = u32::from(source.config.cpus).clamp(1, mp_table::CPUS_MAX);
+        let size = usize::try_from(mp_table::size(cpus, IRQ0_OVERRIDE)).unwrap_or(0);
+        let mut table = vec![0; size];
+        mp_table::write_table(&mut table, cpus, IRQ0_OVERRIDE);
+        ram.write(mp_table::TABLE, &table)?;
+        let pointer = mp_table::floating_pointer(mp_table::TABLE);
+        ram.write(mp_table::POINTER.start(), &pointer)?;
+        return Ok(0);
+    };
+    let placed = acpi.place().ok_or(Error::TooBig("the ACPI tables"))?;
     ram.write(layout::ACPI_TABLES.start(), &placed.bytes)?;
     Ok(placed.rsdp)
 }

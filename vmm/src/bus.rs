@@ -15,6 +15,10 @@ pub enum Action {
     Exit(u8),
     /// A POST code was written.
     Post(u8),
+    /// The guest's kernel gave up.
+    Panicked,
+    /// The guest's kernel gave up, and goes on to save what it knows.
+    CrashLoaded,
 }
 
 /// A device: bytes in and out at an offset into its range.

@@ -19,10 +19,28 @@ pub struct Config {
     pub cpus: u8,
     /// Where COM1 leads.
     pub serial: Serial,
-    /// A guest reset ends the process instead.
-    pub no_reboot: bool,
+    /// Whether ACPI describes the machine; if not, an MP table does.
+    pub acpi: bool,
+    /// Whether there is a COM1.
+    pub isa_serial: bool,
+    /// What is done when the guest resets itself, powers off or panics.
+    pub actions: Actions,
+    /// The machine waits for `cont`.
+    pub start_stopped: bool,
     /// The isa-debug-exit device.
     pub debug_exit: Option<DebugExit>,
+    /// The pvpanic device.
+    pub pvpanic: Option<PvPanic>,
+    /// Where QMP is spoken.
+    pub qmp: Vec<Qmp>,
+    /// The guest's name.
+    pub name: Option<String>,
+    /// The process's name.
+    pub process_name: Option<String>,
+    /// The file that has the process's number while it runs.
+    pub pidfile: Option<PathBuf>,
+    /// Where messages go too.
+    pub log: Option<PathBuf>,
     /// Files for fw_cfg, from `-fw_cfg`.
     pub fw_cfg: Vec<FwCfgFile>,
     /// Where the boot trace goes.
@@ -40,6 +58,88 @@ pub enum Serial {
     MonStdio,
     /// A file, written from its start.
     File(PathBuf),
+}
+
+/// What is done about what the guest does to itself (QEMU's `-action`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Actions {
+    /// A reset.
+    pub reboot: RebootAction,
+    /// Power off.
+    pub shutdown: ShutdownAction,
+    /// A panic.
+    pub panic: PanicAction,
+}
+
+/// What a reset does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RebootAction {
+    /// It starts the machine anew.
+    #[default]
+    Reset,
+    /// It ends the process, with status 0.
+    Shutdown,
+}
+
+/// What power off does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShutdownAction {
+    /// It ends the process, with status 0.
+    #[default]
+    Poweroff,
+    /// The machine stays for QMP to look at.
+    Pause,
+}
+
+/// What a panic that the guest tells of does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PanicAction {
+    /// It ends the process, with status 1. QEMU's default is `shutdown`, which no script can
+    /// tell from power off.
+    #[default]
+    ExitFailure,
+    /// It ends the process, with status 0.
+    Shutdown,
+    /// The machine stays for QMP to look at.
+    Pause,
+    /// Nothing.
+    None,
+}
+
+impl PanicAction {
+    /// What QMP's event says is done (QEMU, qapi/run-state.json, GuestPanicAction).
+    pub const fn event(self) -> &'static str {
+        match self {
+            Self::ExitFailure | Self::Shutdown => "poweroff",
+            Self::Pause => "pause",
+            Self::None => "run",
+        }
+    }
+}
+
+/// The pvpanic device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PvPanic {
+    /// Its port.
+    pub ioport: u16,
+    /// The events that it takes.
+    pub events: u8,
+}
+
+/// Where QMP is spoken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Qmp {
+    /// On standard input and output.
+    Stdio,
+    /// On a UNIX socket.
+    Unix {
+        /// Where it is.
+        path: PathBuf,
+        /// It is made there; if not, somebody listens already.
+        server: bool,
+        /// The machine starts when a client comes.
+        wait: bool,
+    },
 }
 
 /// The ports of isa-debug-exit.
@@ -80,8 +180,17 @@ impl Default for Config {
             memory: 128 << 20,
             cpus: 1,
             serial: Serial::Null,
-            no_reboot: false,
+            acpi: true,
+            isa_serial: true,
+            actions: Actions::default(),
+            start_stopped: false,
             debug_exit: None,
+            pvpanic: None,
+            qmp: Vec::new(),
+            name: None,
+            process_name: None,
+            pidfile: None,
+            log: None,
             fw_cfg: Vec::new(),
             boot_trace: None,
         }

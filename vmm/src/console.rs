@@ -2,11 +2,13 @@
 //!
 //! On a terminal, keys go to the guest as they are pressed. Whatever way the process ends by
 //! itself, the terminal is put back: the mode is kept in one place, and [`restore`] is called on
-//! the way out, by the panic hook, and by the handler of a terminating signal's stop.
+//! the way out and by the panic hook.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -17,8 +19,9 @@ use rustix::termios::{
 };
 
 use crate::config::Serial;
+use crate::control::{Control, Request};
 use crate::devices::serial::Com1;
-use crate::signals::{self, Stop};
+use crate::signals;
 
 /// What can go wrong with a console.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +40,38 @@ pub enum Error {
 }
 
 /// Where COM1's output goes.
-pub struct Output(Sink);
+pub struct Output {
+    sink: Sink,
+    tail: Tail,
+}
+
+/// The end of what was put out, for who wonders what the guest said last.
+#[derive(Default)]
+struct Tail {
+    bytes: VecDeque<u8>,
+    written: bool,
+}
+
+/// Bytes of output that are remembered.
+const TAIL_MAX: usize = 256;
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        self.written = true;
+        let kept = bytes.get(bytes.len().saturating_sub(TAIL_MAX)..).unwrap_or(bytes);
+        let excess = (self.bytes.len() + kept.len()).saturating_sub(TAIL_MAX);
+        self.bytes.drain(..excess);
+        self.bytes.extend(kept);
+    }
+
+    /// The last line that is not empty, without what a terminal would not show.
+    fn last_line(&self) -> String {
+        let bytes: Vec<u8> = self.bytes.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.lines().map(|line| line.replace(|c: char| c.is_control(), ""));
+        lines.rfind(|line| !line.trim().is_empty()).unwrap_or_default()
+    }
+}
 
 enum Sink {
     Null,
@@ -48,39 +82,59 @@ enum Sink {
 impl Output {
     /// As `serial` has it.
     pub fn new(serial: &Serial) -> Result<Self, Error> {
-        Ok(Self(match serial {
+        let sink = match serial {
             Serial::Null => Sink::Null,
             Serial::Stdio | Serial::MonStdio => Sink::Stdout,
             Serial::File(path) => Sink::File(
                 File::create(path)
                     .map_err(|source| Error::Create { path: path.clone(), source })?,
             ),
-        }))
+        };
+        Ok(Self { sink, tail: Tail::default() })
     }
 
     /// Nowhere.
     pub fn null() -> Self {
-        Self(Sink::Null)
+        Self { sink: Sink::Null, tail: Tail::default() }
     }
 
     /// To a file.
     pub fn file(file: File) -> Self {
-        Self(Sink::File(file))
+        Self { sink: Sink::File(file), tail: Tail::default() }
     }
 
     /// Writes all of `bytes`. When that is no longer possible, says so once and forgets about
     /// output: a guest does not stop because nobody listens.
     pub fn put(&mut self, bytes: &[u8]) {
-        let result = match &self.0 {
+        self.tail.push(bytes);
+        let result = match &self.sink {
             Sink::Null => return,
             Sink::Stdout => put_all(rustix::stdio::stdout(), bytes),
             Sink::File(file) => put_all(file.as_fd(), bytes),
         };
         if let Err(error) = result {
             say(&format!("serial output: {}; the guest goes on without", io::Error::from(error)));
-            self.0 = Sink::Null;
+            self.sink = Sink::Null;
         }
     }
+
+    /// Whether anything was put out.
+    pub fn is_written(&self) -> bool {
+        self.tail.written
+    }
+
+    /// The last line of it.
+    pub fn last_line(&self) -> String {
+        self.tail.last_line()
+    }
+}
+
+/// The process is to end.
+static LET_GO: AtomicBool = AtomicBool::new(false);
+
+/// From now on, output that nobody takes is dropped: the process is to end.
+pub fn let_go() {
+    LET_GO.store(true, Ordering::SeqCst);
 }
 
 fn put_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
@@ -88,7 +142,7 @@ fn put_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
         match rustix::io::write(fd, bytes) {
             Ok(count) => bytes = bytes.get(count..).unwrap_or(&[]),
             // A reader that is asked to wait would stop the process from ending.
-            Err(Errno::INTR | Errno::AGAIN) if signals::stop().is_some() => return Ok(()),
+            Err(Errno::INTR | Errno::AGAIN) if LET_GO.load(Ordering::SeqCst) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
                 let mut ready = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
@@ -103,21 +157,57 @@ fn put_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// A line on standard error, on a terminal that may be in raw mode.
-pub fn say(line: &str) {
-    // Nobody to tell when this fails.
-    let _ = writeln!(io::stderr(), "microvm: {line}");
+/// Where messages go too.
+static LOG: OnceLock<File> = OnceLock::new();
+
+/// From now on, messages go to a file at `path` too.
+pub fn log_to(path: &std::path::Path) -> io::Result<()> {
+    let file = File::options().append(true).create(true).open(path)?;
+    // A second file is not asked for: options are read once.
+    let _ = LOG.set(file);
+    Ok(())
 }
 
-/// The terminal's mode as it was found.
-static TERMINAL: Mutex<Option<Termios>> = Mutex::new(None);
+/// A line on standard error, on a terminal that may be in raw mode.
+pub fn say(line: &str) {
+    let text = format!("microvm: {line}\n");
+    // Nobody to tell when this fails.
+    let _ = io::stderr().write_all(text.as_bytes());
+    if let Some(mut log) = LOG.get() {
+        let _ = log.write_all(text.as_bytes());
+    }
+}
+
+/// The terminal's modes, if it was changed.
+static TERMINAL: Mutex<Option<Modes>> = Mutex::new(None);
+
+struct Modes {
+    found: Termios,
+    raw: Termios,
+}
 
 /// Puts the terminal back, if it was changed.
 pub fn restore() {
-    let found = TERMINAL.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(mode) = found {
-        let _ = termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &mode);
+    if let Some(modes) = TERMINAL.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        set_mode(&modes.found);
     }
+}
+
+/// Lends the terminal, as it was found, to who is there while `body` runs.
+pub fn lend(body: impl FnOnce()) {
+    let terminal = TERMINAL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(modes) = &*terminal {
+        set_mode(&modes.found);
+    }
+    body();
+    if let Some(modes) = &*terminal {
+        set_mode(&modes.raw);
+    }
+}
+
+fn set_mode(mode: &Termios) {
+    // A terminal that is gone needs no mode.
+    let _ = termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, mode);
 }
 
 /// Puts the terminal back when it goes out of scope.
@@ -131,7 +221,7 @@ impl Drop for Restore {
 
 /// Prepares standard input for `serial`, and starts the thread that reads it if there may be
 /// something to read.
-pub fn start(serial: &Serial, com1: &Arc<Com1>) -> Result<Restore, Error> {
+pub fn start(serial: &Serial, com1: &Arc<Com1>, control: &Arc<Control>) -> Result<Restore, Error> {
     let escapes = match serial {
         Serial::Null | Serial::File(_) => return Ok(Restore(())),
         Serial::Stdio => false,
@@ -140,21 +230,19 @@ pub fn start(serial: &Serial, com1: &Arc<Com1>) -> Result<Restore, Error> {
     let stdin = rustix::stdio::stdin();
     if let Ok(mode) = termios::tcgetattr(stdin) {
         let raw = raw_mode(mode.clone(), !escapes);
-        *TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(mode);
+        let modes = Modes { found: mode, raw: raw.clone() };
+        *TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(modes);
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             restore();
             hook(info);
         }));
-        signals::catch();
-        let _ = termios::tcsetattr(stdin, OptionalActions::Now, &raw);
+        set_mode(&raw);
     } else if at_end(stdin) {
         return Ok(Restore(()));
-    } else if escapes {
-        signals::catch();
     }
-    let com1 = com1.clone();
-    signals::spawn("input", move || read_input(&com1, escapes)).map_err(Error::Thread)?;
+    let (com1, control) = (com1.clone(), control.clone());
+    signals::spawn("input", move || read_input(&com1, &control, escapes)).map_err(Error::Thread)?;
     Ok(Restore(()))
 }
 
@@ -196,7 +284,7 @@ fn raw_mode(mut mode: Termios, with_signals: bool) -> Termios {
     mode
 }
 
-fn read_input(com1: &Com1, escapes: bool) {
+fn read_input(com1: &Com1, control: &Control, escapes: bool) {
     let stdin = rustix::stdio::stdin();
     let mut escape = Escape::default();
     let mut buffer = [0; 256];
@@ -207,7 +295,7 @@ fn read_input(com1: &Com1, escapes: bool) {
                 let input = buffer.get(..count).unwrap_or(&[]);
                 if !escapes {
                     com1.send(input);
-                } else if !escape.pass(input, com1) {
+                } else if !escape.pass(input, com1, control) {
                     return;
                 }
             }
@@ -235,7 +323,7 @@ struct Escape {
 
 impl Escape {
     /// Passes `input` on without its escapes; false when one of them said to quit.
-    fn pass(&mut self, input: &[u8], com1: &Com1) -> bool {
+    fn pass(&mut self, input: &[u8], com1: &Com1, control: &Control) -> bool {
         let (plain, commands) = self.filter(input);
         if !plain.is_empty() {
             com1.send(&plain);
@@ -243,7 +331,7 @@ impl Escape {
         for command in commands {
             match command {
                 Command::Quit => {
-                    signals::request(Stop::Quit);
+                    control.request(Request::QuitByUser);
                     return false;
                 }
                 Command::Help => {
@@ -297,7 +385,7 @@ mod tests {
         drop(reader);
         let mut output = Output::file(File::from(rustix::fd::OwnedFd::from(writer)));
         output.put(b"x");
-        assert!(matches!(output.0, Sink::Null));
+        assert!(matches!(output.sink, Sink::Null));
         output.put(b"y");
     }
 }

@@ -1,6 +1,5 @@
 //! The CPUs of a running machine: a thread each, until one of them ends the run.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -8,6 +7,8 @@ use abi::post;
 
 use crate::board::Board;
 use crate::bus::Action;
+use crate::config::PanicAction;
+use crate::control::{Control, Event, Verdict};
 use crate::devices::ioapic::Messages;
 use crate::memory::GuestRam;
 use crate::signals;
@@ -20,13 +21,13 @@ pub struct Crew<'a, M> {
     pub board: &'a Board<M>,
     /// Guest memory.
     pub ram: &'a GuestRam,
+    /// What is asked of the machine from outside.
+    pub control: &'a Control,
     trace: Option<Mutex<&'a mut Trace>>,
     progress: Mutex<Progress>,
-    over: AtomicBool,
+    on_panic: PanicAction,
     /// How it ended: what the first CPU that left had to say.
     end: Mutex<Option<Result<End, Error>>>,
-    /// The threads that run a CPU now.
-    threads: Mutex<Vec<signals::Thread>>,
 }
 
 /// How far start-up has come, by its POST codes.
@@ -41,25 +42,27 @@ pub struct Progress {
 impl<'a, M: Messages + 'static> Crew<'a, M> {
     /// A crew; of a `direct` boot, in the kernel from the start.
     pub fn new(
-        board: &'a Board<M>,
-        ram: &'a GuestRam,
+        (board, ram): (&'a Board<M>, &'a GuestRam),
+        control: &'a Control,
         trace: Option<&'a mut Trace>,
         direct: bool,
+        on_panic: PanicAction,
     ) -> Self {
         Self {
             board,
             ram,
+            control,
             trace: trace.map(Mutex::new),
             progress: Mutex::new(Progress { last: None, in_kernel: direct }),
-            over: AtomicBool::new(false),
+            on_panic,
             end: Mutex::default(),
-            threads: Mutex::default(),
         }
     }
 
     /// Runs all CPUs, the first on this thread, to the end of the run.
     pub fn run(self, cpus: &mut [Vcpu]) -> Result<End, Error> {
         let Some((first, others)) = cpus.split_first_mut() else { return Ok(End::PowerOff) };
+        self.control.begin(self.board.power_button());
         thread::scope(|scope| {
             let crew = &self;
             for (cpu, number) in others.iter_mut().zip(1..) {
@@ -67,9 +70,6 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
                 if let Err(error) = signals::spawn_cpu(scope, name, move || crew.run_cpu(cpu)) {
                     return crew.finish(Err(Error::Thread(error)));
                 }
-            }
-            if let Some(trace) = &self.trace {
-                lock(trace).first_run();
             }
             self.run_cpu(first);
         });
@@ -79,9 +79,9 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
     }
 
     fn run_cpu(&self, cpu: &mut Vcpu) {
-        lock(&self.threads).push(signals::this_thread());
+        self.control.join(cpu.id());
         let end = cpu.run(self);
-        lock(&self.threads).retain(|thread| *thread != signals::this_thread());
+        self.control.leave();
         if let Some(end) = end.transpose() {
             self.finish(end);
         }
@@ -90,13 +90,7 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
     /// Ends the run, if nobody did before, and has every CPU leave the guest.
     fn finish(&self, end: Result<End, Error>) {
         lock(&self.end).get_or_insert(end);
-        self.over.store(true, Ordering::SeqCst);
-        lock(&self.threads).iter().for_each(|thread| signals::wake(*thread));
-    }
-
-    /// Whether the run has ended.
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
+        self.control.end();
     }
 
     /// Counts an exit; `device` is what it was about.
@@ -114,7 +108,17 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
             Action::PowerOff => Some(End::PowerOff),
             Action::Exit(status) => Some(End::Exit(status)),
             Action::Post(code) => self.take_post_code(code),
+            Action::Panicked => self.take_panic(),
+            Action::CrashLoaded => {
+                self.control.tell(Event::GuestCrashLoaded);
+                None
+            }
         }
+    }
+
+    fn take_panic(&self) -> Option<End> {
+        self.control.tell(Event::GuestPanicked(self.on_panic.event()));
+        (self.on_panic != PanicAction::None).then_some(End::Panicked)
     }
 
     /// Linux writes the port too, as a delay: once it runs, only its init's code counts.
@@ -123,18 +127,35 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
         if progress.in_kernel && code != post::GUEST_INIT {
             return None;
         }
+        // A foreign BIOS may write anything.
+        let failed = code == post::FIRMWARE_FAILED && progress.last.is_some_and(is_ours);
         progress.last = Some(code);
         progress.in_kernel |= code == post::KERNEL_ENTRY;
         if let Some(trace) = &self.trace {
             lock(trace).mark(code);
         }
-        (code == post::FIRMWARE_FAILED).then_some(End::FirmwareFailed)
+        failed.then_some(End::FirmwareFailed)
+    }
+
+    /// Whether a CPU may enter the guest.
+    pub fn checkpoint(&self) -> Verdict {
+        let verdict = self.control.checkpoint();
+        // The machine may have waited for `cont` until now.
+        if let (Some(trace), Verdict::Go) = (&self.trace, verdict) {
+            lock(trace).first_run();
+        }
+        verdict
     }
 
     /// How far start-up has come.
     pub fn progress(&self) -> Progress {
         *lock(&self.progress)
     }
+}
+
+/// Whether a code is one that our firmware writes before it may fail.
+fn is_ours(code: u8) -> bool {
+    matches!(code, post::FIRMWARE_START | post::LOAD_KERNEL)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

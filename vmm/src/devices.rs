@@ -5,4 +5,5 @@ pub mod ged;
 pub mod i8042;
 pub mod ioapic;
 pub mod post;
+pub mod pvpanic;
 pub mod serial;

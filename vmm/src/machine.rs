@@ -18,7 +18,8 @@ use crate::acpi;
 use crate::board::Board;
 use crate::boot::{self, InitState};
 use crate::bus::Overlap;
-use crate::config::Config;
+use crate::config::{Config, PanicAction};
+use crate::control::Control;
 use crate::cpuid::{self, Topology};
 use crate::crew::Crew;
 use crate::devices::ioapic::{Message, Messages};
@@ -57,6 +58,9 @@ pub struct Machine {
     _vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
     state: InitState,
+    on_panic: PanicAction,
+    /// Whether it has run before.
+    begun: bool,
     /// What the firmware writes of its stages, when somebody wants to know.
     stamps: Option<Arc<Mutex<Vec<u8>>>>,
 }
@@ -76,13 +80,8 @@ impl Machine {
         split_irqchip(&vm)?;
         let mut cpus = create_cpus(&kvm, &vm, config.cpus)?;
 
-        let source = boot::Source {
-            images,
-            command_line: &config.append,
-            memory: config.memory,
-            cpus: config.cpus,
-            acpi: &acpi::Tables::new(config.cpus),
-        };
+        let acpi = config.acpi.then(|| acpi::Tables::new(config));
+        let source = boot::Source { config, images, acpi: acpi.as_ref() };
         let (state, mut items) = boot::prepare(&source, &ram)?;
         let stamps = config.boot_trace.as_ref().and(items.as_mut()).map(offer_boot_trace);
         cpus.iter_mut().try_for_each(|cpu| cpu.load_msrs(state.direct))?;
@@ -91,16 +90,19 @@ impl Machine {
         }
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
         let board = Board::new(config, fw_cfg, com1, Injector(vm.clone()))?;
-        Ok(Self { cpus, board, _vm: vm, ram, state, stamps })
+        let on_panic = config.actions.panic;
+        Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, stamps })
     }
 
-    /// Runs the guest to its end.
-    pub fn run(&mut self, trace: &mut Option<Trace>) -> Result<End, Error> {
-        if let Some(trace) = trace {
+    /// Runs the guest to its end. One that was left in a panic may be run on.
+    pub fn run(&mut self, control: &Control, trace: &mut Option<Trace>) -> Result<End, Error> {
+        let first = !std::mem::replace(&mut self.begun, true);
+        if let Some(trace) = trace.as_mut().filter(|_| first) {
             trace.enter_guest(self.state.direct, &self.state.placed);
         }
-        let direct = self.state.direct;
-        let end = Crew::new(&self.board, &self.ram, trace.as_mut(), direct).run(&mut self.cpus);
+        let place = (&self.board, &*self.ram);
+        let crew = Crew::new(place, control, trace.as_mut(), self.state.direct, self.on_panic);
+        let end = crew.run(&mut self.cpus);
         if let Some(trace) = trace {
             self.report(trace);
         }

@@ -1,5 +1,6 @@
 //! `microvm`: boots a kernel in a QEMU microvm machine on KVM.
 
+use std::fs;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -8,7 +9,7 @@ use vmm::args::{self, Request};
 use vmm::config::Config;
 use vmm::run::{Outcome, Status};
 use vmm::trace::{self, Trace};
-use vmm::{accel, signals};
+use vmm::{accel, console, signals};
 
 fn main() -> ExitCode {
     let start_ns = trace::now();
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            vmm::console::say(&format!("{error:#}"));
+            console::say(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -34,6 +35,13 @@ fn dispatch(start_ns: u64) -> anyhow::Result<Status> {
 }
 
 fn run(config: &Config, start_ns: u64) -> anyhow::Result<Status> {
+    if let Some(path) = &config.log {
+        console::log_to(path).with_context(|| format!("-D '{}'", path.display()))?;
+    }
+    if let Some(name) = &config.process_name {
+        // What the system shows of a process (proc(5), /proc/self/comm).
+        fs::write("/proc/self/comm", name).context("-name process=")?;
+    }
     let mut trace = config.boot_trace.as_deref().map(|path| Trace::new(path, start_ns));
     let result = vmm::run::run(config, &mut trace);
     if let Some(trace) = &trace {

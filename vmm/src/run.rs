@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use crate::accel;
-use crate::config::Config;
+use crate::config::{Config, PanicAction, RebootAction, ShutdownAction};
 use crate::console::{self, Output};
+use crate::control::{Control, Event, Request, RunState};
 use crate::devices::serial::Com1;
 use crate::image::{self, Images};
 use crate::machine::{self, Machine};
-use crate::signals::{self, Stop};
+use crate::outside;
+use crate::pidfile::{self, PidFile};
+use crate::qmp::{self, Server};
 use crate::trace::Trace;
-use crate::vcpu::End;
+use crate::vcpu::{End, TRIPLE_FAULT};
 
 /// Why a machine ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +27,27 @@ pub enum Error {
     /// The machine.
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    /// QMP.
+    #[error(transparent)]
+    Qmp(#[from] qmp::Error),
+    /// The file with the process's number.
+    #[error(transparent)]
+    PidFile(#[from] pidfile::Error),
+    /// No thread for the signals.
+    #[error("starting the thread that takes signals: {0}")]
+    Signals(std::io::Error),
     /// The firmware.
     #[error("the firmware gave up: its line on COM1 says why (-serial stdio shows it)")]
     Firmware,
+    /// It dies as soon as it lives.
+    #[error(
+        "the guest died {DEATHS_MAX} times in a row by a triple fault, without a word on COM1: it \
+         will not live"
+    )]
+    StillBorn,
+    /// The guest's kernel gave up, and that is to be a failure.
+    #[error("the guest panicked (pvpanic); -action panic=pause keeps it to look at")]
+    Panicked,
 }
 
 /// How a machine ended well: why, and the process's status.
@@ -47,39 +68,104 @@ pub enum Status {
     Signal(i32),
 }
 
+/// Triple faults in a row, without output between them, before a guest is given up.
+const DEATHS_MAX: u32 = 3;
+
 /// Runs the machine that `config` describes. A reset sets the machine up anew, from KVM_CREATE_VM
 /// on: no state of the old one can be forgotten that way. What belongs to the process stays: the
-/// files, COM1's two ends, the trace.
+/// files, COM1's two ends, QMP, the trace.
 pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error> {
     let images = Images::open(config)?;
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
     let mut machine = Machine::new(config, &images, &com1)?;
     warn_about_kvm(&images);
-    // CPUs wake each other by a signal.
-    if trace.is_some() || config.cpus > 1 {
-        signals::catch();
-    }
-    let _restore = console::start(&config.serial, &com1)?;
+    let first = if config.start_stopped { RunState::Prelaunch } else { RunState::Running };
+    let control = Arc::new(Control::new(first, config.acpi));
+    outside::watch(config, &control, &com1).map_err(Error::Signals)?;
+    let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;
+    let _qmp = Server::start(config, &control)?;
+    let _restore = console::start(&config.serial, &com1, &control)?;
+    let mut deaths = 0;
     loop {
-        match machine.run(trace)? {
-            End::PowerOff => return Ok(outcome("power off", 0)),
-            End::Exit(status) => return Ok(outcome("isa-debug-exit", status)),
-            End::Reset(by) if config.no_reboot => return Ok(outcome(by, 0)),
-            End::Reset(_) => {
+        let end = machine.run(&control, trace)?;
+        deaths = match end {
+            End::Reset(TRIPLE_FAULT) if !com1.is_written() => deaths + 1,
+            _ => 0,
+        };
+        match follow(config, &control, end)? {
+            Next::End(outcome) => return Ok(outcome),
+            Next::GoOn => {}
+            Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
+            Next::Reset => {
                 drop(machine);
                 machine = Machine::new(config, &images, &com1)?;
+                control.revive();
             }
-            End::Stopped(Stop::Quit) => return Ok(outcome("the user quit", 0)),
-            End::Stopped(Stop::Signal(signal)) => {
-                return Ok(Outcome { reason: "a signal", status: Status::Signal(signal) });
-            }
-            End::FirmwareFailed => return Err(Error::Firmware),
         }
     }
 }
 
-fn outcome(reason: &'static str, status: u8) -> Outcome {
-    Outcome { reason, status: Status::Code(status) }
+/// What comes after a run of the machine.
+enum Next {
+    /// The machine is set up anew.
+    Reset,
+    /// It goes on where it was, when somebody says so.
+    GoOn,
+    /// The process ends.
+    End(Outcome),
+}
+
+fn follow(config: &Config, control: &Control, end: End) -> Result<Next, Error> {
+    let actions = config.actions;
+    Ok(match end {
+        End::PowerOff => match actions.shutdown {
+            ShutdownAction::Poweroff => finish(control, "guest-shutdown", "power off", 0),
+            ShutdownAction::Pause => {
+                control.tell(Event::Shutdown("guest-shutdown"));
+                control.rest(RunState::Shutdown);
+                Next::GoOn
+            }
+        },
+        End::Exit(status) => finish(control, "guest-shutdown", "isa-debug-exit", status),
+        End::Reset(by) if actions.reboot == RebootAction::Shutdown => {
+            finish(control, "guest-reset", by, 0)
+        }
+        End::Requested(Request::Reset) if actions.reboot == RebootAction::Shutdown => {
+            finish(control, "host-qmp-system-reset", "system_reset", 0)
+        }
+        End::Reset(_) => {
+            control.tell(Event::Reset("guest-reset"));
+            Next::Reset
+        }
+        End::Requested(Request::Reset) => {
+            control.tell(Event::Reset("host-qmp-system-reset"));
+            Next::Reset
+        }
+        End::Requested(Request::QuitByUser) => finish(control, "host-ui", "the user quit", 0),
+        End::Requested(Request::QuitByQmp) => finish(control, "host-qmp-quit", "QMP quit", 0),
+        End::Requested(Request::Signal(signal)) => {
+            control.tell(Event::Shutdown("host-signal"));
+            Next::End(Outcome { reason: "a signal", status: Status::Signal(signal) })
+        }
+        End::Panicked => match actions.panic {
+            PanicAction::Pause => {
+                control.rest(RunState::GuestPanicked);
+                Next::GoOn
+            }
+            PanicAction::ExitFailure => {
+                control.tell(Event::Shutdown("guest-panic"));
+                return Err(Error::Panicked);
+            }
+            PanicAction::Shutdown | PanicAction::None => finish(control, "guest-panic", "panic", 0),
+        },
+        End::FirmwareFailed => return Err(Error::Firmware),
+    })
+}
+
+/// The process ends with `status`; `cause` is QMP's name of the reason.
+fn finish(control: &Control, cause: &'static str, reason: &'static str, status: u8) -> Next {
+    control.tell(Event::Shutdown(cause));
+    Next::End(Outcome { reason, status: Status::Code(status) })
 }
 
 /// One line if the kernel is Linux and this /dev/kvm will not run it.

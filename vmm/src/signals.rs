@@ -1,30 +1,17 @@
-//! Stops from outside: a terminating signal, or Ctrl-A X.
+//! Signals: those that end a process or press its power button, and the one that calls a CPU.
 //!
-//! A stop must end KVM_RUN without a race between "not yet stopped" and "now in the guest". The
-//! handler therefore also sets the `immediate_exit` of the vCPU that its thread runs, which KVM_RUN
-//! looks at after the signal can no longer be missed. Handlers run on the vCPUs' threads only, and
-//! all but the first take nothing but a wake-up: every other thread has the signals blocked.
+//! A thread of its own takes the signals of the outside; every other thread has them blocked. What
+//! it wants of a CPU it writes down, and then wakes the CPU's thread. The handler of that wake-up
+//! sets the `immediate_exit` of the CPU that its thread runs, which KVM_RUN looks at after the signal
+//! can no longer be missed: so there is no gap between "nothing to do yet" and "in the guest".
 #![expect(unsafe_code, reason = "signal handlers and masks have no safe form")]
 
 use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread::Scope;
-
-/// Why the guest is to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// The user asked for it at the console.
-    Quit,
-    /// This signal.
-    Signal(i32),
-}
-
-/// 0 for no stop, `QUIT`, or a signal's number.
-static STOP: AtomicI32 = AtomicI32::new(0);
-const QUIT: i32 = -1;
+use std::time::Duration;
 
 thread_local! {
     /// `kvm_run.immediate_exit` of the vCPU that this thread runs. Made without code and never
@@ -32,54 +19,48 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-static CAUGHT: AtomicBool = AtomicBool::new(false);
-
-/// The signals that end a process, which leave a terminal or a trace to take care of.
-const SIGNALS: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, WAKE];
-/// Interrupts the vCPU on behalf of another thread.
+/// The signals that are taken: those that ask a process to end, and the one that stops it from
+/// the terminal, which is in a mode of the guest's then.
+const TAKEN: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP];
+/// Has a CPU leave the guest.
 const WAKE: i32 = libc::SIGUSR1;
 
-/// The stop that was asked for.
-pub fn stop() -> Option<Stop> {
-    match STOP.load(Ordering::SeqCst) {
-        0 => None,
-        QUIT => Some(Stop::Quit),
-        signal => Some(Stop::Signal(signal)),
-    }
+/// Prepares this thread, and those that it starts: from now on only [`wait`] takes the signals of
+/// the outside.
+pub fn block() {
+    let mut wake = action(handle as *const () as usize);
+    // SAFETY: fills the set: nothing else runs on a thread within the handler.
+    unsafe { libc::sigfillset(&raw mut wake.sa_mask) };
+    // SAFETY: `wake` is valid, and its handler does nothing but one volatile store (see there).
+    unsafe { libc::sigaction(WAKE, &raw const wake, ptr::null_mut()) };
+    // SAFETY: the set is filled; no memory is involved but it.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const *taken(), ptr::null_mut()) };
 }
 
-/// Asks for a stop from another thread than the vCPU's.
-pub fn request(stop: Stop) {
-    let value = match stop {
-        Stop::Quit => QUIT,
-        Stop::Signal(signal) => signal,
-    };
-    STOP.store(value, Ordering::SeqCst);
-    let process = std::process::id().cast_signed();
-    // SAFETY: no memory is involved. The signal is handled (`catch` was called by whoever
-    // started this thread), by a vCPU's thread.
-    unsafe { libc::kill(process, WAKE) };
+fn action(handler: usize) -> libc::sigaction {
+    // SAFETY: a sigaction of zeroes is a valid one: no flags, nothing blocked.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler;
+    action
 }
 
-/// Makes the terminating signals ask for a stop from now on.
-pub fn catch() {
-    if CAUGHT.swap(true, Ordering::SeqCst) {
-        return;
-    }
-    for signal in SIGNALS {
-        // SAFETY: a sigaction of zeroes is a valid one: no flags, nothing blocked.
-        let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-        action.sa_sigaction = handle as *const () as usize;
-        // SAFETY: `action` is valid, and the handler does nothing but atomic stores and a
-        // volatile one (see there).
-        unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
-    }
+fn taken() -> Box<libc::sigset_t> {
+    set_of(&TAKEN)
 }
 
-extern "C" fn handle(signal: i32) {
-    if signal != WAKE {
-        STOP.store(signal, Ordering::SeqCst);
+fn set_of(signals: &[i32]) -> Box<libc::sigset_t> {
+    // SAFETY: a set of zeroes is a valid one.
+    let mut set: Box<libc::sigset_t> = Box::new(unsafe { MaybeUninit::zeroed().assume_init() });
+    // SAFETY: empties the set, whatever zeroes mean.
+    unsafe { libc::sigemptyset(&raw mut *set) };
+    for signal in signals {
+        // SAFETY: the set is valid.
+        unsafe { libc::sigaddset(&raw mut *set, *signal) };
     }
+    set
+}
+
+extern "C" fn handle(_: i32) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
         // SAFETY: the pointer is of a live kvm_run: who sets it clears it before unmapping
@@ -88,7 +69,33 @@ extern "C" fn handle(signal: i32) {
     }
 }
 
-/// While it lives, a stop that this thread hears of sets the flag that it was made with.
+/// Waits for the next signal of the outside; `None` when `limit` has passed before.
+pub fn wait(limit: Option<Duration>) -> Option<i32> {
+    let set = taken();
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs().cast_signed(),
+        tv_nsec: limit.subsec_nanos().into(),
+    });
+    let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
+    loop {
+        // SAFETY: the set is valid, `limit` is null or valid, and nobody wants the details.
+        let signal = unsafe { libc::sigtimedwait(&raw const *set, ptr::null_mut(), limit) };
+        match signal {
+            -1 if io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) => {}
+            -1 => return None,
+            signal => return Some(signal),
+        }
+    }
+}
+
+/// Stops this process, as Ctrl-Z does, until somebody continues it.
+pub fn stop_process() {
+    let process = std::process::id().cast_signed();
+    // SAFETY: no memory is involved.
+    unsafe { libc::kill(process, libc::SIGSTOP) };
+}
+
+/// While it lives, a wake-up of this thread sets the flag that it was made with.
 pub struct Interruptible(());
 
 impl Interruptible {
@@ -122,14 +129,17 @@ pub fn this_thread() -> Thread {
 
 /// Has a thread that runs a vCPU look whether it is to go on. The thread must not have ended.
 pub fn wake(thread: Thread) {
-    // SAFETY: the thread lives, says the caller, and has a handler for the signal (`catch`).
+    // SAFETY: the thread lives, says the caller, and has a handler for the signal (`block`).
     unsafe { libc::pthread_kill(thread.0 as libc::pthread_t, WAKE) };
 }
 
 /// Starts a thread that takes no signals.
-pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let builder = std::thread::Builder::new().name(name.into()).stack_size(64 << 10);
-    masked(&[], || builder.spawn(body).map(drop))
+pub fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<()>> {
+    let builder = std::thread::Builder::new().name(name.into()).stack_size(128 << 10);
+    masked(&[], || builder.spawn(body))
 }
 
 /// Starts a thread for a vCPU, which only [`wake`] interrupts.
@@ -164,6 +174,10 @@ fn masked<T>(open: &[i32], body: impl FnOnce() -> T) -> T {
 pub fn die_of(signal: i32) {
     // SAFETY: no memory is involved; the default action ends the process.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
-    // SAFETY: as above.
+    // SAFETY: the set is valid. What is blocked cannot end the process.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const *set_of(&[signal]), ptr::null_mut())
+    };
+    // SAFETY: as the first.
     unsafe { libc::raise(signal) };
 }

@@ -68,6 +68,7 @@ struct Boot {
     placed: Vec<(&'static str, Range)>,
     setup_end_ns: u64,
     first_run_ns: u64,
+    begun: bool,
     marks: Vec<Mark>,
     kvm_exits: Option<u64>,
     firmware: Option<(BootTrace, Option<u32>)>,
@@ -96,15 +97,17 @@ impl Trace {
             placed: placed.to_vec(),
             setup_end_ns: ns,
             first_run_ns: ns,
+            begun: false,
             marks: entry.into_iter().collect(),
             kvm_exits: None,
             firmware: None,
         });
     }
 
-    /// The next thing is KVM_RUN.
+    /// The next thing is KVM_RUN; the first time counts.
     pub fn first_run(&mut self) {
-        if let Some(boot) = self.boots.last_mut() {
+        if let Some(boot) = self.boots.last_mut().filter(|boot| !boot.begun) {
+            boot.begun = true;
             boot.first_run_ns = now();
             for mark in &mut boot.marks {
                 mark.ns = boot.first_run_ns;

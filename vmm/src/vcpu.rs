@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "reading kvm_run's union, and an ioctl that kvm-ioctls lacks")]
 
 mod post_mortem;
+mod recent;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -17,10 +18,12 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use crate::accel::{self, broken};
 use crate::boot::{CODE_OR_DATA, Cpu, InitState, Segment, Table};
 use crate::bus::Action;
+use crate::control::{Request, Verdict};
 use crate::crew::Crew;
 use crate::devices::ioapic::Messages;
-use crate::signals::{self, Interruptible, Stop};
+use crate::signals::Interruptible;
 use crate::trace::Exit;
+use recent::Recent;
 
 /// How a run of the guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +35,9 @@ pub enum End {
     /// The guest ended the process with this status.
     Exit(u8),
     /// Something outside ended it.
-    Stopped(Stop),
+    Requested(Request),
+    /// The guest's kernel gave up.
+    Panicked,
     /// The firmware said that it cannot go on.
     FirmwareFailed,
 }
@@ -51,6 +56,9 @@ pub enum Error {
     Thread(std::io::Error),
 }
 
+/// The reason of a reset that no device asked for.
+pub const TRIPLE_FAULT: &str = "a triple fault";
+
 /// MTRRdefType: its number, and its value for "on, and everything is write-back".
 const MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
@@ -60,7 +68,9 @@ const FAST_STRINGS: u64 = 1;
 
 /// A virtual CPU.
 pub struct Vcpu {
+    id: u8,
     fd: VcpuFd,
+    recent: Recent,
     // The page that KVM and this program share, mapped as long as `fd` lives.
     run: *mut kvm_run,
 }
@@ -74,7 +84,12 @@ impl Vcpu {
         let mut fd = vm.create_vcpu(id.into()).map_err(broken("creating a CPU"))?;
         fd.set_cpuid2(cpuid).map_err(broken("setting CPUID"))?;
         let run = ptr::from_mut(fd.get_kvm_run());
-        Ok(Self { fd, run })
+        Ok(Self { id, fd, recent: Recent::default(), run })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u8 {
+        self.id
     }
 
     /// Loads what every CPU has: the model-specific registers that a kernel expects set.
@@ -112,16 +127,21 @@ impl Vcpu {
         let immediate_exit = unsafe { &raw mut (*self.run).immediate_exit };
         // SAFETY: as above; `self` outlives this value.
         let _interruptible = unsafe { Interruptible::new(immediate_exit) };
-        while !crew.is_over() {
-            if let Some(stop) = signals::stop() {
-                return Ok(Some(End::Stopped(stop)));
+        loop {
+            match crew.checkpoint() {
+                Verdict::Go => {}
+                Verdict::Leave => return Ok(None),
+                Verdict::Obey(request) => return Ok(Some(End::Requested(request))),
+                Verdict::Report => {
+                    self.report(crew);
+                    continue;
+                }
             }
             let action = self.step(crew)?;
             if let Some(end) = crew.act(action) {
                 return Ok(Some(end));
             }
         }
-        Ok(None)
     }
 
     /// Runs the guest until it leaves KVM, and answers it.
@@ -130,6 +150,7 @@ impl Vcpu {
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 crew.count(Exit::IoOut, || ports.name_at(port.into()));
+                self.recent.push(Exit::IoOut, port.into(), data);
                 let writes = data.chunks(io_width(self.run));
                 return Ok(write_each(writes, |data| ports.write(port.into(), data)));
             }
@@ -137,34 +158,41 @@ impl Vcpu {
                 crew.count(Exit::IoIn, || ports.name_at(port.into()));
                 let width = io_width(self.run);
                 data.chunks_mut(width).for_each(|data| ports.read(port.into(), data));
+                self.recent.push(Exit::IoIn, port.into(), data);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 crew.count(Exit::MmioWrite, || mmio.name_at(address));
+                self.recent.push(Exit::MmioWrite, address, data);
                 return Ok(mmio.write(address, data));
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 crew.count(Exit::MmioRead, || mmio.name_at(address));
                 mmio.read(address, data);
+                self.recent.push(Exit::MmioRead, address, data);
             }
             Ok(VcpuExit::IoapicEoi(vector)) => {
                 crew.count(Exit::Eoi, || "I/O APIC");
                 crew.board.ioapic.end_of_interrupt(vector);
+                self.recent.push(Exit::Eoi, vector.into(), &[]);
             }
-            Ok(VcpuExit::Shutdown) => return Ok(Action::Reset("a triple fault")),
+            Ok(VcpuExit::Shutdown) => {
+                self.tell_of_triple_fault(crew);
+                return Ok(Action::Reset(TRIPLE_FAULT));
+            }
             Ok(VcpuExit::Intr) => {}
             Ok(VcpuExit::InternalError) => {
-                return Err(self.internal_error(crew.ram, crew.progress()));
+                return Err(self.internal_error(crew));
             }
-            Ok(VcpuExit::FailEntry(reason, _)) => {
-                return Err(self.fail_entry(reason, crew.progress()));
-            }
+            Ok(VcpuExit::FailEntry(reason, _)) => return Err(self.fail_entry(reason, crew)),
             Ok(other) => {
                 return Err(Error::GaveUp(format!("an exit that is not known here: {other:?}")));
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 crew.count(Exit::Signal, || "stop");
+                // What woke it was written down before: the next checkpoint finds it.
+                self.fd.set_kvm_immediate_exit(0);
             }
-            Err(error) => return Err(self.run_error(error, crew.progress())),
+            Err(error) => return Err(self.run_error(error, crew)),
         }
         Ok(Action::None)
     }

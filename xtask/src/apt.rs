@@ -25,7 +25,7 @@ pub fn file(path: &Path, package: &str) -> Result<PathBuf> {
 }
 
 /// Installs `package` as root, for the sake of `missing`.
-fn install(package: &str, missing: &str) -> Result<()> {
+pub fn install(package: &str, missing: &str) -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {package}");
     if process::find("apt-get").is_none() {
         bail!("{missing} is missing, and so is apt-get: install {missing} by other means");

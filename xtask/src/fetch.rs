@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -73,6 +73,25 @@ pub fn ipxe() -> Result<PathBuf> {
 /// Memtest86+ as a kernel.
 pub fn memtest() -> Result<PathBuf> {
     boot_image("memtest86+", "boot/memtest86+x64.bin")
+}
+
+/// A QMP client that is not ours: Python's `qemu.qmp`, as a folder of modules.
+pub fn qmp_client() -> Result<PathBuf> {
+    const VERSION: &str = "qemu.qmp==0.0.6";
+    let python = apt::tool("python3", "python3")?;
+    cached("qmp-client", |partial| {
+        let pip = |arguments: &[&str]| {
+            let mut command = Command::new(&python);
+            command.args(["-m", "pip", "--disable-pip-version-check"]).args(arguments);
+            command.stdin(Stdio::null()).stdout(std::io::stderr());
+            command
+        };
+        if !pip(&["--version"]).status().is_ok_and(|status| status.success()) {
+            apt::install("python3-pip", "Python's pip")?;
+        }
+        eprintln!("fetch: {VERSION} for the tests of QMP");
+        process::run(pip(&["install", "--quiet", "--target"]).arg(partial).arg(VERSION))
+    })
 }
 
 /// One file of a package.

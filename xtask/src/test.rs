@@ -27,6 +27,7 @@ const KERNEL: &str = "MICROVM_KERNEL";
 const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
 const IPXE: &str = "MICROVM_IPXE";
 const MEMTEST: &str = "MICROVM_MEMTEST";
+const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 /// The lab's wall time for a whole suite.
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
 
@@ -80,12 +81,14 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 9] = [
+    let suites: [(&str, Place, &[&str]); 11] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
         ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
+        ("a machine's life", payload.into(), &["--package=regression", "--test=life"]),
+        ("QMP by qemu.qmp", payload.into(), &["--package=regression", "--test=qmp"]),
         ("the image mapped once", payload.into(), &MAPPED_ONCE),
         ("our BIOS under QEMU", Place::Host, &QEMU_TESTS),
         (matrix.0, Place::Host, matrix.1),
@@ -146,6 +149,7 @@ struct Tests {
     standard_kernel: PathBuf,
     ipxe: PathBuf,
     memtest: PathBuf,
+    qmp_client: PathBuf,
 }
 
 impl Tests {
@@ -156,7 +160,8 @@ impl Tests {
         for image in [&kernel, &standard_kernel] {
             fetch::vmlinux(image)?;
         }
-        Ok(Self { kernel, standard_kernel, ipxe: fetch::ipxe()?, memtest: fetch::memtest()? })
+        let (ipxe, memtest) = (fetch::ipxe()?, fetch::memtest()?);
+        Ok(Self { kernel, standard_kernel, ipxe, memtest, qmp_client: fetch::qmp_client()? })
     }
 
     fn run(&self, name: &'static str, place: Place, arguments: &[&str]) -> Result<Suite> {
@@ -171,13 +176,14 @@ impl Tests {
         Ok(Suite { name, place, counts, succeeded, seconds })
     }
 
-    fn environment(&self) -> Result<[(OsString, OsString); 5]> {
+    fn environment(&self) -> Result<[(OsString, OsString); 6]> {
         let paths = [
             (DIST, workspace::target("dist")?),
             (KERNEL, self.kernel.clone()),
             (STANDARD_KERNEL, self.standard_kernel.clone()),
             (IPXE, self.ipxe.clone()),
             (MEMTEST, self.memtest.clone()),
+            (QMP_CLIENT, self.qmp_client.clone()),
         ];
         Ok(paths.map(|(name, path)| (name.into(), path.into())))
     }

@@ -121,11 +121,14 @@ pub fn leave(command_line: &str, code: u8) -> ! {
             layout::GED_REGISTERS + layout::GED_RESET,
             layout::GED_RESET_VALUE,
         ),
-        Some("power-off") => hardware::mmio_write8(
-            layout::GED_REGISTERS + layout::GED_SLEEP_CONTROL,
-            // SLP_EN and sleep type 5 (ACPI 6.5, 4.8.4.2).
-            1 << 5 | 5 << 2,
-        ),
+        Some("power-off") => power_off(),
+        Some("power-button") => {
+            while hardware::mmio_read32(layout::GED) & layout::GED_POWER_BUTTON == 0 {
+                core::hint::spin_loop();
+            }
+            power_off();
+        }
+        Some("panic") => hardware::out8(ports::PVPANIC, 1),
         // SAFETY: there is nothing to keep; that is the point.
         Some("triple-fault") => unsafe { payload_triple_fault() },
         Some("halt") => {}
@@ -134,4 +137,10 @@ pub fn leave(command_line: &str, code: u8) -> ! {
     }
     let _ = writeln!(Console, "left={}", how.unwrap_or_default());
     hardware::halt()
+}
+
+fn power_off() {
+    let control = abi::layout::GED_REGISTERS + abi::layout::GED_SLEEP_CONTROL;
+    // SLP_EN and sleep type 5 (ACPI 6.5, 4.8.4.2).
+    hardware::mmio_write8(control, 1 << 5 | 5 << 2);
 }

@@ -51,6 +51,12 @@ pub fn mmio_write8(address: u64, value: u8) {
     unsafe { (address as *mut u8).write_volatile(value) }
 }
 
+/// Reads four bytes from a memory-mapped register.
+pub fn mmio_read32(address: u64) -> u32 {
+    // SAFETY: as `mmio_write8`.
+    unsafe { (address as *const u32).read_volatile() }
+}
+
 /// Writes four bytes to a memory-mapped register.
 pub fn mmio_write32(address: u64, value: u32) {
     // SAFETY: as `mmio_write8`.

@@ -4,7 +4,7 @@ use super::*;
 use abi::bytes::{get_u32, get_u64};
 
 fn placed() -> Placed {
-    Tables::new(2).place().unwrap()
+    Tables::new(&Config { cpus: 2, ..Config::default() }).place().unwrap()
 }
 
 fn at(address: u64) -> usize {
@@ -43,7 +43,7 @@ fn the_rsdp_leads_to_every_table_and_all_sums_are_zero() {
 #[test]
 fn the_fadt_is_hardware_reduced_with_a_reset_register() {
     let placed = placed();
-    let tables = Tables::new(2);
+    let tables = Tables::new(&Config { cpus: 2, ..Config::default() });
     let fadt = tables.tables.windows(4).position(|w| w == b"FACP").unwrap();
     let fadt = &placed.bytes[fadt..];
     assert_eq!(get_u32(fadt, 112), Some(1 << 20 | 1 << 10));
@@ -55,7 +55,7 @@ fn the_fadt_is_hardware_reduced_with_a_reset_register() {
 
 #[test]
 fn the_madt_has_each_cpu_once() {
-    let tables = Tables::new(64).tables;
+    let tables = Tables::new(&Config { cpus: 64, ..Config::default() }).tables;
     let madt = tables.windows(4).position(|w| w == b"APIC").unwrap();
     let length = get_u32(&tables, madt + LENGTH).unwrap() as usize;
     assert_eq!(length, 44 + 64 * 8 + 12);
@@ -65,7 +65,7 @@ fn the_madt_has_each_cpu_once() {
 
 #[test]
 fn the_script_survives_its_wire_format() {
-    let tables = Tables::new(1);
+    let tables = Tables::new(&Config { cpus: 1, ..Config::default() });
     let bytes = tables.script_bytes();
     let decoded: Vec<_> = bytes
         .chunks(abi::table_loader::COMMAND_SIZE)
@@ -78,7 +78,7 @@ fn the_script_survives_its_wire_format() {
 
 #[test]
 fn the_dsdt_has_its_devices() {
-    let dsdt = dsdt();
+    let dsdt = dsdt(&Config::default());
     for name in [&b"COM1"[..], b"FWCF", b"PWRB", b"GED_", b"_S5_", b"QEMU0002", b"ACPI0013"] {
         assert!(dsdt.windows(name.len()).any(|w| w == name), "{name:?}");
     }

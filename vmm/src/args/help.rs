@@ -1,49 +1,83 @@
 //! What `-help` and its kin print, and why an option is refused.
 
+use super::device::{KINDS, Kind};
+use super::machine::PROPERTIES;
+
 /// Options of QEMU that ask for something that is not here, by what they are about.
-const REFUSED: [(&str, &[&str]); 9] = [
-    ("PCI and disks: this version has no disks", &["-drive", "-blockdev", "-hda", "-cdrom", "-sd"]),
-    ("this version has no network", &["-netdev"]),
-    ("character devices are not here: use -serial", &["-chardev", "-debugcon", "-virtfs"]),
+const REFUSED: [(&str, &[&str]); 15] = [
     (
-        "there is no monitor: Ctrl-A X quits under -serial mon:stdio",
-        &["-qmp", "-mon", "-qmp-pretty"],
-    ),
-    ("there is no debugger stub", &["-s", "-gdb", "-S", "-singlestep"]),
-    ("guest memory is given by -m", &["-object", "-numa", "-mem-path", "-mem-prealloc"]),
-    ("device trees are not for x86", &["-dtb"]),
-    ("there is no saved state", &["-incoming", "-loadvm", "-snapshot"]),
-    (
-        "not here: remove it",
+        "this version has no disks: give an initrd",
         &[
-            "-action",
-            "-audio",
-            "-boot",
-            "-D",
-            "-d",
-            "-daemonize",
-            "-global",
-            "-icount",
-            "-k",
-            "-L",
-            "-msg",
-            "-no-acpi",
-            "-no-shutdown",
-            "-only-migratable",
-            "-overcommit",
-            "-pidfile",
-            "-rtc",
-            "-runas",
-            "-sandbox",
-            "-smbios",
-            "-spice",
-            "-trace",
-            "-usb",
-            "-uuid",
-            "-vnc",
-            "-watchdog-action",
+            "-drive",
+            "-blockdev",
+            "-hda",
+            "-hdb",
+            "-hdc",
+            "-hdd",
+            "-cdrom",
+            "-sd",
+            "-mtdblock",
+            "-fda",
+            "-fdb",
+            "-snapshot",
+            "-iscsi",
+            "-pflash",
         ],
     ),
+    ("this version has no network", &["-netdev"]),
+    ("this version shares no folders: give an initrd", &["-virtfs", "-fsdev"]),
+    ("use -serial: the firmware prints on COM1", &["-debugcon"]),
+    ("use -qmp", &["-qmp-pretty"]),
+    ("there is no debugger stub: QEMU's -accel tcg has one", &["-s", "-gdb", "-singlestep"]),
+    ("guest memory is given by -m", &["-object", "-numa", "-mem-path", "-mem-prealloc"]),
+    ("device trees are not for x86", &["-dtb"]),
+    (
+        "a machine's state is not saved or moved, by design: start it anew, that is quick",
+        &["-incoming", "-loadvm", "-only-migratable", "-dump-vmstate", "-compat"],
+    ),
+    (
+        "there is no display, sound, keyboard or USB: use -serial",
+        &[
+            "-audio",
+            "-audio-help",
+            "-audiodev",
+            "-full-screen",
+            "-k",
+            "-portrait",
+            "-rotate",
+            "-soundhw",
+            "-spice",
+            "-usb",
+            "-usbdevice",
+            "-vnc",
+            "-win2k-hack",
+            "-echr",
+        ],
+    ),
+    (
+        "the machine's tables are its own: leave it out",
+        &["-acpitable", "-smbios", "-boot", "-option-rom", "-set", "-uuid", "-tpmdev"],
+    ),
+    (
+        "it belongs to QEMU's emulator",
+        &[
+            "-icount",
+            "-plugin",
+            "-seed",
+            "-dfilter",
+            "-xen-domid",
+            "-xen-attach",
+            "-xen-domid-restrict",
+            "-accel-tcg",
+            "-enable-sync-profile",
+        ],
+    ),
+    (
+        "start it so: with setsid, setpriv, chroot, systemd-run or a shell's &",
+        &["-daemonize", "-runas", "-chroot", "-async-teardown", "-add-fd"],
+    ),
+    ("use perf kvm, or -boot-trace", &["-trace", "-msg"]),
+    ("the command line is all there is", &["-readconfig", "-preconfig"]),
 ];
 
 /// Why the option `name` is refused.
@@ -62,9 +96,35 @@ pub(super) fn machines() -> String {
     "Supported machines are:\nmicrovm              microvm (i386) (default)\n".into()
 }
 
+/// As QEMU lists them.
 pub(super) fn devices() -> String {
-    "name \"isa-debug-exit\", bus ISA: iobase=PORT,iosize=N\nname \"i8042\", bus ISA: reset line\n"
-        .into()
+    let line = |kind: &Kind| {
+        let Kind { name, bus, description, properties, .. } = kind;
+        let properties: Vec<_> = properties.iter().map(|(name, _)| *name).collect();
+        let with = if properties.is_empty() { "" } else { "; properties: " };
+        let properties = properties.join(", ");
+        format!("name \"{name}\", bus {bus}, desc \"{description}\"{with}{properties}\n")
+    };
+    KINDS.iter().map(line).collect()
+}
+
+pub(super) fn machine_properties() -> String {
+    let mut text = String::from("microvm options:\n");
+    for (name, values) in [
+        ("acpi", "on (default), off, auto"),
+        ("isa-serial", "on (default), off"),
+        ("firmware", "FILE, as -bios"),
+        ("kernel", "FILE, as -kernel"),
+        ("initrd", "FILE, as -initrd"),
+        ("append", "TEXT, as -append"),
+    ] {
+        text.push_str(&format!("  {name}={values}\n"));
+    }
+    text.push_str("These are taken with the values that are true of this machine:\n");
+    for (name, values) in PROPERTIES {
+        text.push_str(&format!("  {name}={}\n", values.join(", ")));
+    }
+    text
 }
 
 pub(super) fn usage() -> String {
@@ -76,24 +136,43 @@ usage: microvm [options]
 
 Boots a kernel in a QEMU microvm machine on KVM: through a BIOS (-bios) or directly.
 
+the machine:
+  -M microvm[,...]  the machine; -M help lists, -M microvm,help shows its properties
   -kernel FILE      a bzImage or an ELF kernel (PVH)
   -initrd FILE      the initial RAM disk
   -append TEXT      the kernel's command line
   -bios FILE        a BIOS image of 64 KiB to 1 MiB; it is offered the kernel by fw_cfg
+  -L DIR            where else -bios is looked for
   -m SIZE           guest RAM: 64 (MiB), 512M, 1G, size=1G; 128M by default
   -smp N            virtual CPUs, 1 to 254
-  -serial WHERE     COM1: stdio, mon:stdio (Ctrl-A X quits), null, file:FILE
-  -nographic        COM1 on the terminal (mon:stdio) unless -serial or -nodefaults is given
-  -no-reboot        a guest reset ends the process, with status 0
-  -device isa-debug-exit[,iobase=0xf4][,iosize=4]
-                    a write of V to the port ends the process with status V*2+1
+  -cpu host         the CPU
+  -accel kvm        the accelerator; -accel help says what this host's /dev/kvm is
+  -device NAME[,PROPERTY=VALUE..]
+                    adds a device; -device help lists them
   -fw_cfg [name=]opt/NAME,string=TEXT|file=FILE
                     a file that the guest finds in fw_cfg
+
+its console:
+  -serial WHERE     COM1: stdio, mon:stdio (Ctrl-A X quits), null, file:FILE, chardev:ID
+  -nographic        COM1 on the terminal (mon:stdio) unless -serial or -nodefaults is given
+  -chardev stdio|null|file|socket,id=ID,..
+                    something for -serial and -mon to use
+
+its life:
+  -S                wait for QMP's cont
+  -no-reboot        a guest's reset ends the process, with status 0
+  -no-shutdown      a guest's power off leaves the process to QMP
+  -action reboot=reset|shutdown,shutdown=poweroff|pause,panic=exit-failure|shutdown|pause|none
+                    what resets, power off and panics do
+  -qmp stdio|unix:PATH,server=on,wait=off
+                    speaks QMP there; also -mon chardev=ID,mode=control
+  -pidfile FILE     has the process's number while it runs
+  -name NAME        the guest's name, for QMP; process=NAME names the process
+  -D FILE           messages go there too
   -boot-trace FILE  when what happened, as JSON
-  -M microvm[,...]  the machine; -M help lists, properties as in QEMU
-  -accel kvm        the accelerator; -accel help says what this host's /dev/kvm is
-  -cpu host         the CPU
-  -enable-kvm -nodefaults -no-user-config -display none -monitor none -name TEXT
+  SIGTERM presses the power button; a second one ends the process.
+
+  -enable-kvm -nodefaults -no-user-config -display none -monitor none -vga none -net none
                     taken, and true of this machine anyway
   -help -version
 ";

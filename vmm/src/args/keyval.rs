@@ -35,6 +35,16 @@ impl Properties {
         }
     }
 
+    /// Whether an item is just `word`.
+    pub fn has_alone(&self, word: &str) -> bool {
+        self.items.iter().any(|item| item.key.is_none() && item.value == word)
+    }
+
+    /// Whether the first item has no key.
+    pub fn begins_alone(&self) -> bool {
+        self.items.first().is_some_and(|item| item.key.is_none())
+    }
+
     /// The last value given for `key`; earlier ones count for nothing, as in QEMU.
     pub fn take(&mut self, key: &str) -> Option<String> {
         let mut last = None;
@@ -58,6 +68,21 @@ impl Properties {
         match parsed {
             Ok(number) if number <= max => Ok(Some(number)),
             _ => Err(self.error(format!("{key}={text}: give a number up to {max:#x}"))),
+        }
+    }
+
+    /// Whether `key` is on, if it is given: alone, or as QEMU writes a truth value.
+    pub fn switch(&mut self, key: &str) -> Result<Option<bool>, Error> {
+        let alone = |item: &Item| item.key.is_none() && item.value == key;
+        if let Some(at) = self.items.iter().position(alone) {
+            self.items.remove(at);
+            return Ok(Some(true));
+        }
+        match self.take(key).as_deref() {
+            None => Ok(None),
+            Some("on" | "yes" | "true" | "y") => Ok(Some(true)),
+            Some("off" | "no" | "false" | "n") => Ok(Some(false)),
+            Some(other) => Err(self.error(format!("{key}={other}: give on or off"))),
         }
     }
 

@@ -11,8 +11,7 @@ const MEMORY_MAX: u64 = (1 << 40) - (1 << 30);
 
 /// Properties of the machine that change nothing here, with the values that are true of it.
 /// Any other value asks for a device that is not here.
-const PROPERTIES: [(&str, &[&str]); 17] = [
-    ("acpi", &["on", "auto"]),
+pub(super) const PROPERTIES: [(&str, &[&str]); 15] = [
     ("pit", &["off", "auto"]),
     ("pic", &["off", "auto"]),
     ("rtc", &["off", "auto"]),
@@ -21,7 +20,6 @@ const PROPERTIES: [(&str, &[&str]); 17] = [
     ("usb", &["off"]),
     ("smm", &["off", "auto"]),
     ("graphics", &["off"]),
-    ("isa-serial", &["on"]),
     ("kernel-irqchip", &["split", "on"]),
     ("kernel_irqchip", &["split", "on"]),
     ("accel", &["kvm"]),
@@ -34,28 +32,55 @@ const PROPERTIES: [(&str, &[&str]); 17] = [
 
 pub(super) fn take_machine(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
     let mut properties = option.properties(value)?;
-    let kind = properties.positional("type")?;
+    let kind = match properties.begins_alone() {
+        true => properties.positional("type")?,
+        false => properties.take("type").unwrap_or_else(|| "microvm".into()),
+    };
     match kind.as_str() {
-        "microvm" => {}
         "help" => seen.print = Some(Request::Print(help::machines())),
+        "microvm" if properties.has_alone("help") => {
+            seen.print = Some(Request::Print(help::machine_properties()));
+        }
+        "microvm" => {}
         other => {
             return Err(option.error(format!("'{other}' is not here: the machine is microvm")));
         }
     }
+    if seen.print.is_some() {
+        return Ok(());
+    }
     while let Some((key, value)) = properties.take_first() {
         // QEMU takes a lone key as key=on.
-        let value = value.unwrap_or_else(|| "on".into());
-        if key == "firmware" {
-            seen.config.bios = Some(option.path(value.into())?);
-            continue;
-        }
-        let Some((_, allowed)) = PROPERTIES.iter().find(|(name, _)| *name == key) else {
-            let problem = format!("'{key}' is not a property of this microvm; remove it");
-            return Err(option.error(problem));
-        };
-        if !allowed.contains(&value.as_str()) {
-            let what = allowed.join(" or ");
-            return Err(option.error(format!("{key}={value} is not here: only {key}={what} is")));
+        take_property(seen, option, &key, &value.unwrap_or_else(|| "on".into()))?;
+    }
+    Ok(())
+}
+
+/// A property of the machine.
+pub(super) fn take_property(seen: &mut Seen, option: &Opt, key: &str, value: &str) -> Result<()> {
+    let on = || match value {
+        "on" | "yes" | "true" | "y" => Ok(true),
+        "off" | "no" | "false" | "n" => Ok(false),
+        _ => Err(option.error(format!("{key}={value}: give on or off"))),
+    };
+    match key {
+        "firmware" => seen.config.bios = Some(option.path(value.into())?),
+        "kernel" => seen.config.kernel = Some(option.path(value.into())?),
+        "initrd" => seen.config.initrd = Some(option.path(value.into())?),
+        "append" => seen.config.append = value.into(),
+        "acpi" if value == "auto" => seen.config.acpi = true,
+        "acpi" => seen.config.acpi = on()?,
+        "isa-serial" => seen.config.isa_serial = on()?,
+        _ => {
+            let Some((_, allowed)) = PROPERTIES.iter().find(|(name, _)| *name == key) else {
+                let problem = format!("'{key}' is not a property of this microvm; remove it");
+                return Err(option.error(problem));
+            };
+            if !allowed.contains(&value) {
+                let what = allowed.join(" or ");
+                let problem = format!("{key}={value} is not here: only {key}={what} is");
+                return Err(option.error(problem));
+            }
         }
     }
     Ok(())
@@ -130,7 +155,7 @@ fn size(text: &str) -> Option<u64> {
 }
 
 /// CPUs at the most: APIC ids are a byte, and the last one addresses all.
-const CPUS_MAX: u64 = 254;
+pub const CPUS_MAX: u64 = 254;
 
 /// CPUs from `4`, `cpus=4` or the parts of a topology, which multiply to them. All are cores of one
 /// package, whatever the parts; there is no hotplug, so `maxcpus` is the same number.

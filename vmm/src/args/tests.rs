@@ -161,12 +161,11 @@ fn refusals_name_the_option_and_what_to_do() {
         (&["vmlinuz"], "vmlinuz: options begin with a dash; a kernel is given by -kernel FILE"),
         (&["-"], "-: options begin with a dash; a kernel is given by -kernel FILE"),
         (&["-frobnicate"], "-frobnicate: there is no such option; -help lists them"),
-        (&["-drive", "x"], "-drive: not supported: PCI and disks: this version has no disks"),
+        (&["-drive", "x"], "-drive: not supported: this version has no disks: give an initrd"),
         (&["-M", "q35"], "-M: 'q35' is not here: the machine is microvm"),
-        (&["-M", "microvm,acpi=off"], "-M: acpi=off is not here: only acpi=on or auto is"),
+        (&["-M", "microvm,acpi=perhaps"], "-M: acpi=perhaps: give on or off"),
         (&["-M", "microvm,pit=on"], "-M: pit=on is not here: only pit=off or auto is"),
         (&["-M", "microvm,frob=1"], "-M: 'frob' is not a property of this microvm; remove it"),
-        (&["-M", ""], "-M: the type must come first"),
         (&["-accel", "tcg"], "-accel: 'tcg' is not here: use -accel kvm"),
         (&["-cpu", "qemu64"], "-cpu: 'qemu64' is not here: use -cpu host"),
         (&["-cpu", "host,+x"], "-cpu: '+x': features cannot be changed; use -cpu host"),
@@ -174,9 +173,16 @@ fn refusals_name_the_option_and_what_to_do() {
         (&["-smp", "1,maxcpus=2"], "-smp: CPUs cannot be added later: leave maxcpus out"),
         (&["-smp", "3,cores=2"], "-smp: 3 CPUs cannot be made of 2"),
         (&["-smp", "0"], "-smp: cpus=0: give a number from 1 up"),
-        (&["-serial", "pty"], "-serial: 'pty' is none of stdio, mon:stdio, null, file:FILE"),
+        (
+            &["-serial", "pty"],
+            "-serial: 'pty' is none of stdio, mon:stdio, null, file:FILE, chardev:ID",
+        ),
         (&["-display", "gtk"], "-display: 'gtk' is not here: only 'none' is"),
-        (&["-device", "vfio-pci"], "-device: 'vfio-pci' is not here; -device help lists what is"),
+        (
+            &["-device", "vfio-pci"],
+            "-device: 'vfio-pci' is not here: the host's devices cannot be passed through, by design: \
+             this machine has no PCI",
+        ),
         (
             &["-device", "isa-debug-exit,iobase=0x10000"],
             "-device: iobase=0x10000: give a number up to 0xffff",

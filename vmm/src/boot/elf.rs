@@ -96,7 +96,7 @@ fn extent(image: &Image) -> Result<Range, String> {
 pub(super) fn prepare(source: &Source<'_>, ram: &GuestRam) -> Result<InitState, Error> {
     let Some(kernel) = &source.images.kernel else { return Err(Error::TooBig("no kernels")) };
     let loaded = load(&kernel.image, ram)?;
-    let map = super::memory_map(source.memory)?;
+    let map = super::memory_map(source.config.memory)?;
     let bytes = source.command_line_bytes();
     let fitted = |result: Result<Range, placement::Error>| {
         result.map_err(|error| source.placement_error(error))
@@ -107,7 +107,7 @@ pub(super) fn prepare(source: &Source<'_>, ram: &GuestRam) -> Result<InitState, 
 
     super::place_initrd(source, initrd, ram)?;
     ram.write(command_line.start(), &bytes)?;
-    let rsdp = super::place_acpi(source, ram)?;
+    let rsdp = super::place_description(source, ram)?;
     super::place_bios_remains(ram)?;
     let info = StartInfo { command_line: command_line.start(), initrd, rsdp, map: &map };
     let mut area = [0; 4096];

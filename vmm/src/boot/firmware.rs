@@ -42,19 +42,20 @@ pub(super) fn prepare(source: &Source<'_>, ram: &GuestRam) -> Result<(InitState,
 }
 
 fn offer_machine(source: &Source<'_>, items: &mut Items) {
-    items.set(key::RAM_SIZE, source.memory.to_le_bytes());
+    items.set(key::RAM_SIZE, source.config.memory.to_le_bytes());
     items.set_u16(key::NOGRAPHIC, 1);
-    items.set_u16(key::NB_CPUS, source.cpus.into());
-    items.set_u16(key::MAX_CPUS, source.cpus.into());
-    items.set_u32(key::IRQ0_OVERRIDE, 1);
-    let acpi = source.acpi;
-    for (name, bytes) in [
-        (file::E820, super::e820_bytes(source.memory)),
-        (file::ACPI_RSDP, acpi.rsdp.clone()),
-        (file::ACPI_TABLES, acpi.tables.clone()),
-        (file::TABLE_LOADER, acpi.script_bytes()),
-    ] {
-        items.add_file(name, Item::Bytes(bytes));
+    items.set_u16(key::NB_CPUS, source.config.cpus.into());
+    items.set_u16(key::MAX_CPUS, source.config.cpus.into());
+    items.set_u32(key::IRQ0_OVERRIDE, super::IRQ0_OVERRIDE.into());
+    let mut add = |name, bytes| items.add_file(name, Item::Bytes(bytes));
+    add(file::E820, super::e820_bytes(source.config.memory));
+    if let Some(acpi) = source.acpi {
+        add(file::ACPI_RSDP, acpi.rsdp.clone());
+        add(file::ACPI_TABLES, acpi.tables.clone());
+        add(file::TABLE_LOADER, acpi.script_bytes());
+    }
+    if let Some(pvpanic) = source.config.pvpanic {
+        add(file::PVPANIC_PORT, pvpanic.ioport.to_le_bytes().into());
     }
     for (name, blob) in &source.images.fw_cfg {
         let item = match blob {
@@ -72,7 +73,7 @@ fn offer_bzimage(
     setup: &[u8],
     items: &mut Items,
 ) -> Result<(), Error> {
-    let low = source.memory.min(layout::LOW_RAM_MAX);
+    let low = source.config.memory.min(layout::LOW_RAM_MAX);
     let limit = match header.can_load_above_4g() {
         true => low,
         false => low.min(u64::from(header.initrd_addr_max) + 1),
@@ -106,7 +107,7 @@ fn offer_elf(
     items: &mut Items,
 ) -> Result<Range, Error> {
     let loaded = elf::load(&kernel.image, ram)?;
-    offer_initrd(source, source.memory.min(layout::LOW_RAM_MAX), items)?;
+    offer_initrd(source, source.config.memory.min(layout::LOW_RAM_MAX), items)?;
     let head = kernel.image.head(ELF_HEAD)?;
     items.set_u32(key::KERNEL_ENTRY, loaded.entry);
     items.set_u32(key::KERNEL_ADDR, word(loaded.range.start()));
@@ -121,7 +122,7 @@ fn offer_initrd(source: &Source<'_>, limit: u64, items: &mut Items) -> Result<Ra
     let Some(initrd) = &source.images.initrd else { return Ok(Range::between(0, 0)) };
     let size = initrd.size();
     let too_big = || {
-        let error = placement::Error::Initrd { size, limit, ram: source.memory };
+        let error = placement::Error::Initrd { size, limit, ram: source.config.memory };
         source.placement_error(error)
     };
     let start = align_down(limit.checked_sub(size).ok_or_else(too_big)?, layout::PAGE);

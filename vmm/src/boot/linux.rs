@@ -24,7 +24,7 @@ pub(super) fn prepare(
     let setup_size = u64::from(header.setup_size);
     let size = kernel.image.size().saturating_sub(setup_size);
     let command_line = source.command_line_bytes();
-    let map = super::memory_map(source.memory)?;
+    let map = super::memory_map(source.config.memory)?;
     let plan = placement::plan(
         &map,
         &header.kernel(size),
@@ -36,7 +36,7 @@ pub(super) fn prepare(
     ram.load(plan.kernel.start(), kernel.image.file(), setup_size, size)?;
     super::place_initrd(source, plan.initrd, ram)?;
     ram.write(plan.command_line.start(), &command_line)?;
-    let rsdp = super::place_acpi(source, ram)?;
+    let rsdp = super::place_description(source, ram)?;
     super::place_bios_remains(ram)?;
     let handoff = Handoff {
         kernel: plan.kernel.start(),

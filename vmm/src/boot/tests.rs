@@ -70,15 +70,11 @@ fn elf() -> Vec<u8> {
 }
 
 fn prepared(config: &Config, memory: u64) -> Result<(InitState, Option<Items>, GuestRam), Error> {
+    let config = &Config { memory, ..config.clone() };
     let images = Images::open(config)?;
     let ram = GuestRam::new(memory, images.bios.as_ref().map(|bios| bios.size()))?;
-    let source = Source {
-        images: &images,
-        command_line: &config.append,
-        memory,
-        cpus: 1,
-        acpi: &acpi::Tables::new(1),
-    };
+    let acpi = acpi::Tables::new(config);
+    let source = Source { config, images: &images, acpi: config.acpi.then_some(&acpi) };
     let (state, items) = prepare(&source, &ram)?;
     Ok((state, items, ram))
 }

@@ -10,7 +10,7 @@ use abi::layout;
 use crate::bus::{Action, Device};
 
 /// Selector bit: the power button was pressed.
-pub const POWER_BUTTON: u32 = 2;
+pub const POWER_BUTTON: u32 = layout::GED_POWER_BUTTON;
 /// The sleep type of "off", which `\_S5` names.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 /// Sleep control: go to sleep now.

@@ -10,12 +10,10 @@ use vm_superio::serial::{Serial, SerialEvents};
 
 use crate::bus::{Action, Device};
 use crate::console::Output;
+use crate::control::Line;
 
 /// Input that waits for the guest, at the most, before its source is made to wait.
 const QUEUE_MAX: usize = 64 << 10;
-
-/// The interrupt line of a UART.
-pub type Line = Arc<dyn Fn() + Send + Sync>;
 
 struct LineTrigger(Option<Line>);
 
@@ -85,6 +83,16 @@ impl Com1 {
         }
         state.queue.extend(input);
         state.refill();
+    }
+
+    /// Whether the guest has written anything.
+    pub fn is_written(&self) -> bool {
+        self.lock().uart.as_ref().is_some_and(|uart| uart.writer().is_written())
+    }
+
+    /// The last line that the guest wrote.
+    pub fn last_line(&self) -> String {
+        self.lock().uart.as_ref().map_or_else(String::new, |uart| uart.writer().last_line())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,0 +1,161 @@
+//! How a machine's life ends, and what is said of it.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use regression::machine::{Boot, microvm};
+use regression::products::product;
+use regression::program::{Ended, run, run_until_mark};
+
+/// Far above the fraction of a second that the payload takes where /dev/kvm interprets it.
+const DEADLINE: Duration = Duration::from_secs(60);
+const BOTH: [Boot; 2] = [Boot::Firmware, Boot::Direct];
+
+fn payload(boot: Boot, leave: &str) -> Command {
+    microvm(boot, "64M", &product("payload.bzImage"), &format!("leave={leave}"))
+}
+
+fn ended(boot: Boot, leave: &str, more: &[&str]) -> Ended {
+    run(payload(boot, leave).args(more), b"", DEADLINE)
+}
+
+#[test]
+fn power_off_is_status_0_whatever_follows_resets() {
+    for boot in BOTH {
+        for more in [&[][..], &["-no-reboot"], &["-action", "reboot=shutdown,shutdown=poweroff"]] {
+            let ended = ended(boot, "power-off", more);
+            assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_is_seen_in_the_status() {
+    for boot in BOTH {
+        let device = ["-device", "pvpanic"];
+        let failed = ended(boot, "panic", &device);
+        assert_eq!(failed.status, Some(1), "{failed}");
+        assert!(failed.stderr.contains("the guest panicked"), "{failed}");
+        let quiet = ended(boot, "panic", &[&device[..], &["-action", "panic=shutdown"]].concat());
+        assert_eq!((quiet.status, quiet.stderr.as_str()), (Some(0), ""), "{quiet}");
+    }
+}
+
+/// A machine whose guest waits for the power button.
+struct Waiting(Child);
+
+impl Waiting {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut seen = String::new();
+        let mut stdout = child.stdout.take().unwrap();
+        while !seen.contains("guest-facts-end") {
+            let mut bytes = [0; 256];
+            let count = stdout.read(&mut bytes).unwrap();
+            assert_ne!(count, 0, "the machine ended: {seen}");
+            seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        // Nobody reads any more; what comes is little.
+        child.stdout = Some(stdout);
+        Self(child)
+    }
+
+    fn terminate(&self) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    fn wait(mut self) -> (std::process::ExitStatus, String) {
+        let status = self.0.wait().unwrap();
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (status, said)
+    }
+}
+
+#[test]
+fn sigterm_presses_the_power_button() {
+    for boot in BOTH {
+        let machine = Waiting::start(&mut payload(boot, "power-button"));
+        machine.terminate();
+        let (status, said) = machine.wait();
+        assert_eq!(status.code(), Some(0), "{said}");
+        assert!(said.contains("the power button is pressed"), "{said}");
+    }
+}
+
+#[test]
+fn a_second_sigterm_ends_it_and_without_a_button_the_first_does() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut deaf = Waiting::start(&mut payload(Boot::Direct, "halt"));
+    deaf.terminate();
+    // The second must not come before the first was taken, or both are one.
+    let mut said = [0; 64];
+    assert_ne!(deaf.0.stderr.as_mut().unwrap().read(&mut said).unwrap(), 0);
+    deaf.terminate();
+    assert_eq!(deaf.wait().0.signal(), Some(15));
+    let bare = Waiting::start(payload(Boot::Direct, "halt").args(["-M", "microvm,acpi=off"]));
+    bare.terminate();
+    assert_eq!(bare.wait().0.signal(), Some(15));
+}
+
+#[test]
+fn a_triple_fault_is_told_with_what_is_known() {
+    for boot in BOTH {
+        let ended = ended(boot, "triple-fault", &["-no-reboot"]);
+        assert_eq!(ended.status, Some(0), "{ended}");
+        let words = ["a triple fault resets the guest", "last exits", "last line on COM1"];
+        words.iter().for_each(|word| assert!(ended.stderr.contains(word), "{word}: {ended}"));
+    }
+}
+
+#[test]
+fn a_guest_that_only_dies_is_given_up() {
+    // Nothing of the payload's output is seen, so it dies without a word each time.
+    let machine = ["-M", "microvm,isa-serial=off"];
+    let ended = ended(Boot::Direct, "triple-fault", &machine);
+    assert_eq!(ended.status, Some(1), "{ended}");
+    assert!(ended.stderr.contains("3 times in a row"), "{ended}");
+}
+
+#[test]
+fn the_pidfile_lives_as_long_as_the_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pidfile, log) = (folder.path().join("pid"), folder.path().join("log"));
+    let mut command = payload(Boot::Direct, "power-button");
+    command.arg("-pidfile").arg(&pidfile).arg("-D").arg(&log);
+    let machine = Waiting::start(&mut command);
+    let number = std::fs::read_to_string(&pidfile).unwrap();
+    assert_eq!(number.trim(), machine.0.id().to_string());
+    let second = run(payload(Boot::Direct, "halt").arg("-pidfile").arg(&pidfile), b"", DEADLINE);
+    assert_eq!(second.status, Some(1), "{second}");
+    assert!(second.stderr.contains("another process holds it"), "{second}");
+    machine.terminate();
+    assert_eq!(machine.wait().0.code(), Some(0));
+    assert!(!pidfile.exists());
+    assert!(std::fs::read_to_string(&log).unwrap().contains("power button"));
+}
+
+#[test]
+fn a_reset_starts_the_same_machine_again() {
+    for boot in BOTH {
+        let again = run_until_mark(&mut payload(boot, "ged-reset"), "guest-facts-end", 4, DEADLINE);
+        let facts: Vec<_> = again.stdout.split("guest-facts-begin").skip(1).collect();
+        let facts: Vec<_> =
+            facts.iter().filter_map(|text| text.split("guest-facts-end").next()).collect();
+        assert!(facts.len() >= 3, "{again}");
+        // The clock is another each time.
+        let same = |text: &str| {
+            let lines = text.lines().filter(|line| !line.contains("tsc") && !line.contains("time"));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(same(facts[0]), same(facts[1]));
+        assert_eq!(same(facts[1]), same(facts[2]));
+    }
+}

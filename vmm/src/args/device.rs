@@ -1,0 +1,112 @@
+//! `-device`: what can be added to the machine.
+
+use std::ffi::OsString;
+
+use abi::ports;
+
+use super::{Opt, Properties, Request, Result, Seen, help};
+use crate::config::{DebugExit, PvPanic};
+use crate::devices::pvpanic::{CRASH_LOADED, PANICKED};
+
+/// A kind of device, for who lists them.
+pub struct Kind {
+    /// QEMU's name.
+    pub name: &'static str,
+    /// The bus that it is on.
+    pub bus: &'static str,
+    /// What it is.
+    pub description: &'static str,
+    /// Its properties: name and type.
+    pub properties: &'static [(&'static str, &'static str)],
+    add: fn(&mut Seen, &Opt, &mut Properties) -> Result<()>,
+}
+
+/// All kinds.
+pub const KINDS: [Kind; 3] = [
+    Kind {
+        name: "isa-debug-exit",
+        bus: "ISA",
+        description: "a write of V ends the process with status V*2+1",
+        properties: &[("iobase", "uint32"), ("iosize", "uint32")],
+        add: add_debug_exit,
+    },
+    Kind {
+        name: "pvpanic",
+        bus: "ISA",
+        description: "the guest's kernel tells of its panic",
+        properties: &[("ioport", "uint16"), ("events", "uint8")],
+        add: add_pvpanic,
+    },
+    Kind {
+        name: "i8042",
+        bus: "ISA",
+        description: "the keyboard controller's reset line, which is there anyway",
+        properties: &[],
+        add: |_, _, _| Ok(()),
+    },
+];
+
+/// What else QEMU has, and why it is not here: the beginning of names, and the reason.
+const REFUSED: [(&[&str], &str); 6] = [
+    (&["vfio-"], "the host's devices cannot be passed through, by design: this machine has no PCI"),
+    (&["virtio-", "vhost-", "virtconsole"], "this version has no virtio devices"),
+    (&["isa-debugcon"], "use -serial: the firmware prints on COM1"),
+    (&["isa-serial"], "COM1 is there anyway, and is the only one"),
+    (&["usb-", "qemu-xhci", "nec-usb", "piix3-usb"], "this machine has no USB"),
+    (
+        &["pci", "pxb", "e1000", "rtl8139", "nvme", "ahci", "VGA", "ramfb"],
+        "this machine has no PCI",
+    ),
+];
+
+/// `-device DRIVER[,PROPERTY=VALUE..]`.
+pub(super) fn take(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
+    let mut properties = option.properties(value)?;
+    let driver = properties.positional("driver")?;
+    if driver == "help" {
+        seen.print = Some(Request::Print(help::devices()));
+        return properties.finish();
+    }
+    let Some(kind) = KINDS.iter().find(|kind| kind.name == driver) else {
+        let why = |(names, why): &(&[&str], &'static str)| {
+            names.iter().any(|name| driver.starts_with(name)).then_some(*why)
+        };
+        let why = REFUSED.iter().find_map(why).unwrap_or("-device help lists what is");
+        return Err(option.error(format!("'{driver}' is not here: {why}")));
+    };
+    // An id is for devices that something refers to.
+    properties.take("id");
+    (kind.add)(seen, option, &mut properties)?;
+    properties.finish()
+}
+
+fn add_debug_exit(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {
+    // QEMU's defaults for the two numbers.
+    let iobase = properties.number("iobase", u64::from(u16::MAX))?.unwrap_or(0x501);
+    let iosize = properties.number("iosize", 4)?.unwrap_or(2);
+    if iosize == 0 {
+        return Err(option.error("isa-debug-exit: iosize must be 1 to 4"));
+    }
+    let device = DebugExit { iobase: port(iobase), iosize: port(iosize) };
+    match seen.config.debug_exit.replace(device) {
+        Some(_) => Err(option.error("isa-debug-exit: give it once")),
+        None => Ok(()),
+    }
+}
+
+fn add_pvpanic(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {
+    // QEMU's default port; by default all events.
+    let ioport = properties.number("ioport", u64::from(u16::MAX))?.unwrap_or(ports::PVPANIC.into());
+    let all = u64::from(PANICKED | CRASH_LOADED);
+    let events = properties.number("events", all)?.unwrap_or(all);
+    let device = PvPanic { ioport: port(ioport), events: events.to_le_bytes()[0] };
+    match seen.config.pvpanic.replace(device) {
+        Some(_) => Err(option.error("pvpanic: give it once")),
+        None => Ok(()),
+    }
+}
+
+/// A number that was checked to be one.
+fn port(number: u64) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
+}

@@ -1,0 +1,87 @@
+//! The world outside the machine: its signals, and its patience with a guest that says nothing.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{Config, Serial};
+use crate::console;
+use crate::control::{Control, Request};
+use crate::devices::serial::Com1;
+use crate::signals;
+
+/// How long a guest may run without a word before somebody wonders.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts the thread that takes the signals: the first SIGTERM presses the power button, the second
+/// and all others end the machine. From here on no other thread takes them.
+pub fn watch(config: &Config, control: &Arc<Control>, com1: &Arc<Com1>) -> io::Result<()> {
+    signals::block();
+    let (control, com1) = (control.clone(), com1.clone());
+    let advice = advice(config);
+    let watch = move || {
+        let mut button_pressed = false;
+        let mut patience = advice.is_some().then_some(PATIENCE);
+        loop {
+            match signals::wait(patience) {
+                None => {
+                    patience = None;
+                    if let (Some(advice), false) = (&advice, com1.is_written()) {
+                        console::say(advice);
+                        control.ask_for_reports();
+                    }
+                }
+                Some(libc::SIGTSTP) => console::lend(signals::stop_process),
+                Some(libc::SIGTERM) if !button_pressed && control.press_power_button() => {
+                    button_pressed = true;
+                    console::say("SIGTERM: the power button is pressed; a second one ends the VM");
+                }
+                Some(signal) => control.request(Request::Signal(signal)),
+            }
+        }
+    };
+    signals::spawn("signals", watch).map(drop)
+}
+
+/// What to say when nothing came out of COM1; nothing where nobody looks.
+fn advice(config: &Config) -> Option<String> {
+    let seconds = PATIENCE.as_secs();
+    let why = match (&config.serial, &config.kernel) {
+        (Serial::Null, _) | (_, None) => return None,
+        _ if !config.isa_serial => return None,
+        _ if has_console(&config.append) => "the kernel may lack a driver for COM1, or hang",
+        _ => "-append has no console=ttyS0, so a Linux kernel says nothing",
+    };
+    Some(format!("no output on COM1 for {seconds} s: {why}"))
+}
+
+fn has_console(append: &str) -> bool {
+    append.split_ascii_whitespace().any(|word| {
+        ["console=ttyS0", "earlyprintk=ttyS0", "earlyprintk=serial", "earlycon"]
+            .iter()
+            .any(|known| word.starts_with(known))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(append: &str, serial: Serial, expected: Option<&str>) {
+        let config =
+            Config { append: append.into(), serial, kernel: Some("k".into()), ..Config::default() };
+        let advice = advice(&config);
+        match expected {
+            None => assert_eq!(advice, None, "{append}"),
+            Some(word) => assert!(advice.is_some_and(|text| text.contains(word)), "{append}"),
+        }
+    }
+
+    #[test]
+    fn the_advice_names_what_is_missing() {
+        check("quiet", Serial::Stdio, Some("no console=ttyS0"));
+        check("console=hvc0 xconsole=ttyS0", Serial::MonStdio, Some("no console=ttyS0"));
+        check("quiet console=ttyS0,115200n8", Serial::Stdio, Some("lack a driver"));
+        check("", Serial::Null, None);
+    }
+}
