@@ -3,6 +3,7 @@
 //! Every option is honoured, taken as a no-op that is harmless here, or refused in one line that
 //! names it and says what to do. Both `-x` and `--x` are understood.
 
+mod cpu;
 mod device;
 mod help;
 mod keyval;
@@ -192,7 +193,7 @@ fn take_option(
     match option.name.as_str() {
         "-M" | "-machine" => machine::take_machine(seen, option, value()?)?,
         "-accel" => machine::take_accel(seen, option, value()?)?,
-        "-cpu" => machine::take_cpu(seen, option, value()?)?,
+        "-cpu" => cpu::take(seen, option, value()?)?,
         "-m" => config.memory = machine::memory(option, value()?)?,
         "-smp" => config.cpus = machine::cpus(option, value()?)?,
         "-bios" => config.bios = Some(option.path(value()?)?),

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::cpuid::Feature;
+
 /// A virtual machine as the user wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -17,6 +19,8 @@ pub struct Config {
     pub memory: u64,
     /// Virtual CPUs.
     pub cpus: u8,
+    /// What each of them is.
+    pub cpu: Cpu,
     /// Where COM1 leads.
     pub serial: Serial,
     /// Whether ACPI describes the machine; if not, an MP table does.
@@ -45,6 +49,34 @@ pub struct Config {
     pub fw_cfg: Vec<FwCfgFile>,
     /// Where the boot trace goes.
     pub boot_trace: Option<PathBuf>,
+}
+
+/// The host's CPU, and what is to be different.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// Features that are to be there or not, each once; all others are as KVM offers them.
+    pub features: Vec<(Feature, bool)>,
+    /// The guest sees that it runs on KVM.
+    pub kvm: bool,
+    /// The guest is told the rates of its clocks (leaf 0x4000_0010).
+    pub rates: bool,
+    /// There are performance counters.
+    pub counters: bool,
+    /// What only this host has stays away.
+    pub migratable: bool,
+    /// What to do about features that this host does not have.
+    pub missing: OnMissing,
+}
+
+/// What to do about a feature that was asked for and that the host does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMissing {
+    /// Nothing.
+    Ignore,
+    /// Say so, and go on without.
+    Warn,
+    /// Stop.
+    Refuse,
 }
 
 /// Where a serial port leads.
@@ -179,6 +211,7 @@ impl Default for Config {
             append: String::new(),
             memory: 128 << 20,
             cpus: 1,
+            cpu: Cpu::default(),
             serial: Serial::Null,
             acpi: true,
             isa_serial: true,
@@ -193,6 +226,20 @@ impl Default for Config {
             log: None,
             fw_cfg: Vec::new(),
             boot_trace: None,
+        }
+    }
+}
+
+impl Default for Cpu {
+    /// What QEMU's `-cpu host` is.
+    fn default() -> Self {
+        Self {
+            features: Vec::new(),
+            kvm: true,
+            rates: true,
+            counters: true,
+            migratable: true,
+            missing: OnMissing::Warn,
         }
     }
 }

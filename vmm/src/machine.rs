@@ -18,9 +18,9 @@ use crate::acpi;
 use crate::board::Board;
 use crate::boot::{self, InitState};
 use crate::bus::Overlap;
-use crate::config::{Config, PanicAction};
+use crate::config::{self, Config, OnMissing, PanicAction};
 use crate::control::Control;
-use crate::cpuid::{self, Topology};
+use crate::cpuid::{self, Cpuid, Topology};
 use crate::crew::Crew;
 use crate::devices::ioapic::{Message, Messages};
 use crate::devices::serial::Com1;
@@ -48,6 +48,12 @@ pub enum Error {
     /// A CPU.
     #[error(transparent)]
     Cpu(#[from] vcpu::Error),
+    /// A feature of CPUs that the user insists on.
+    #[error("-cpu: enforce: {0}: remove it, or enforce")]
+    Feature(cpuid::Missing),
+    /// More leaves than KVM takes.
+    #[error("/dev/kvm: setting CPUID: its own leaves are too many for it")]
+    Leaves,
 }
 
 /// A virtual machine, ready to run.
@@ -61,6 +67,7 @@ pub struct Machine {
     on_panic: PanicAction,
     /// Whether it has run before.
     begun: bool,
+    cpuid: Cpuid,
     /// What the firmware writes of its stages, when somebody wants to know.
     stamps: Option<Arc<Mutex<Vec<u8>>>>,
 }
@@ -78,7 +85,8 @@ impl Machine {
         let ram = Arc::new(GuestRam::new(config.memory, bios_size)?);
         give_memory(&vm, &ram)?;
         split_irqchip(&vm)?;
-        let mut cpus = create_cpus(&kvm, &vm, config.cpus)?;
+        let mut cpuid = describe_cpu(&kvm, &config.cpu)?;
+        let mut cpus = create_cpus(&vm, &mut cpuid, config.cpus)?;
 
         let acpi = config.acpi.then(|| acpi::Tables::new(config));
         let source = boot::Source { config, images, acpi: acpi.as_ref() };
@@ -91,7 +99,12 @@ impl Machine {
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
         let board = Board::new(config, fw_cfg, com1, Injector(vm.clone()))?;
         let on_panic = config.actions.panic;
-        Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, stamps })
+        Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, cpuid, stamps })
+    }
+
+    /// Features of CPUs that the user asked for and the guest does not have.
+    pub fn missing_features(&self) -> &[cpuid::Missing] {
+        self.cpuid.missing()
     }
 
     /// Runs the guest to its end. One that was left in a panic may be run on.
@@ -160,13 +173,26 @@ fn split_irqchip(vm: &VmFd) -> Result<(), accel::Error> {
     vm.enable_cap(&cap).map_err(broken("splitting the interrupt chip (Linux 4.4 can)"))
 }
 
-fn create_cpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>, Error> {
-    let mut cpuid =
+fn describe_cpu(kvm: &Kvm, cpu: &config::Cpu) -> Result<Cpuid, Error> {
+    let entries =
         kvm.get_supported_cpuid(cpuid::ENTRIES_MAX).map_err(broken("reading its CPUID"))?;
     let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let cpuid = Cpuid::new(entries.as_slice(), tsc_deadline, cpu);
+    match cpuid.missing().first() {
+        Some(missing) if cpu.missing == OnMissing::Refuse => Err(Error::Feature(*missing)),
+        _ => Ok(cpuid),
+    }
+}
+
+fn create_cpus(vm: &VmFd, cpuid: &mut Cpuid, cpus: u8) -> Result<Vec<Vcpu>, Error> {
     let create = |id| {
-        cpuid::fit(&mut cpuid, Topology { id, cpus }, tsc_deadline);
-        Ok(Vcpu::new(vm, id, &cpuid)?)
+        let mut cpu = Vcpu::new(vm, id)?;
+        // All CPUs count at the host's rate.
+        if let Some(khz) = cpu.tsc_khz().filter(|_| id == 0) {
+            cpuid.set_tsc_khz(khz);
+        }
+        cpu.set_cpuid(&cpuid.of(Topology { id, cpus }).ok_or(Error::Leaves)?)?;
+        Ok(cpu)
     };
     (0..cpus).map(create).collect()
 }

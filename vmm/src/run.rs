@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::accel;
-use crate::config::{Config, PanicAction, RebootAction, ShutdownAction};
+use crate::config::{Config, OnMissing, PanicAction, RebootAction, ShutdownAction};
 use crate::console::{self, Output};
 use crate::control::{Control, Event, Request, RunState};
 use crate::devices::serial::Com1;
@@ -79,6 +79,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
     let mut machine = Machine::new(config, &images, &com1)?;
     warn_about_kvm(&images);
+    warn_about_features(config, &machine);
     let first = if config.start_stopped { RunState::Prelaunch } else { RunState::Running };
     let control = Arc::new(Control::new(first, config.acpi));
     outside::watch(config, &control, &com1).map_err(Error::Signals)?;
@@ -176,5 +177,14 @@ fn warn_about_kvm(images: &Images) {
             "warning: this /dev/kvm interprets kernel code (the CPU shows neither VMX nor SVM): \
              Linux will not run here; see -accel help",
         );
+    }
+}
+
+/// A line for each feature that was asked for and that the guest does not have.
+fn warn_about_features(config: &Config, machine: &Machine) {
+    if config.cpu.missing == OnMissing::Warn {
+        machine.missing_features().iter().for_each(|missing| {
+            console::say(&format!("warning: {missing}"));
+        });
     }
 }

@@ -79,10 +79,9 @@ pub struct Vcpu {
 unsafe impl Send for Vcpu {}
 
 impl Vcpu {
-    /// CPU number `id` with these CPUID leaves.
-    pub fn new(vm: &VmFd, id: u8, cpuid: &CpuId) -> Result<Self, Error> {
+    /// CPU number `id`.
+    pub fn new(vm: &VmFd, id: u8) -> Result<Self, Error> {
         let mut fd = vm.create_vcpu(id.into()).map_err(broken("creating a CPU"))?;
-        fd.set_cpuid2(cpuid).map_err(broken("setting CPUID"))?;
         let run = ptr::from_mut(fd.get_kvm_run());
         Ok(Self { id, fd, recent: Recent::default(), run })
     }
@@ -90,6 +89,11 @@ impl Vcpu {
     /// Its number.
     pub fn id(&self) -> u8 {
         self.id
+    }
+
+    /// Says what CPUID answers; before anything that depends on it.
+    pub fn set_cpuid(&mut self, cpuid: &CpuId) -> Result<(), Error> {
+        Ok(self.fd.set_cpuid2(cpuid).map_err(broken("setting CPUID"))?)
     }
 
     /// Loads what every CPU has: the model-specific registers that a kernel expects set.

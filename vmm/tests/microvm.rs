@@ -72,6 +72,77 @@ fn any_cpu_ends_the_guest_while_the_others_run_or_wait() {
     check(&run_cpus("8", &Code::default().print("a").exit(9), &others), 9, "a");
 }
 
+/// A subleaf, a register, a mask and the bits that are to be there.
+type Answer = ((u32, u32), u8, u32, u32);
+const EAX: u8 = 0;
+const ECX: u8 = 1;
+const EDX: u8 = 2;
+const EBX: u8 = 3;
+const ALL: u32 = u32::MAX;
+/// Leaf 1, ECX: x2APIC, TSC deadline, hypervisor.
+const FLAGS: u32 = 1 << 31 | 1 << 24 | 1 << 21;
+
+#[test]
+fn cpuid_answers_what_the_command_line_asks_for() {
+    let cases: [(&[&str], &[Answer]); 7] = [
+        (&[], &[((1, 0), ECX, FLAGS, FLAGS), ((0x8000_0007, 0), EDX, 1 << 8, 0)]),
+        // KVM's signature; the rate of the APIC's bus.
+        (&[], &[((0x4000_0000, 0), EBX, ALL, 0x4b4d_564b), ((0x4000_0000, 0), EAX, ALL, RATES)]),
+        (&[], &[((RATES, 0), EBX, ALL, 1_000_000)]),
+        (&["-cpu", "host,-x2apic,-tsc-deadline"], &[((1, 0), ECX, FLAGS, 1 << 31)]),
+        (
+            &["-cpu", "max,hypervisor=off,kvmclock=off"],
+            &[((1, 0), ECX, 1 << 31, 0), ((0x4000_0001, 0), EAX, 1 << 3 | 1, 0)],
+        ),
+        (
+            &["-smp", "3"],
+            &[
+                ((1, 0), EBX, 0xff00_0000, 0),
+                ((1, 0), EDX, 1 << 28, 1 << 28),
+                ((0xb, 0), ECX, ALL, 0x100),
+                ((0xb, 1), EAX, ALL, 2),
+                ((0xb, 1), EBX, ALL, 3),
+                ((0xb, 1), ECX, ALL, 0x201),
+                ((0xb, 1), EDX, ALL, 0),
+            ],
+        ),
+        (
+            &["-smp", "254"],
+            &[((1, 0), EBX, 0xff00_0000, 0), ((0xb, 1), EAX, ALL, 8), ((0xb, 1), EBX, ALL, 254)],
+        ),
+    ];
+    for (arguments, answers) in cases {
+        let code = answers.iter().fold(Code::default(), |code, (leaf, register, mask, bits)| {
+            code.cpuid(*leaf, *register, *mask, *bits)
+        });
+        check(&run_bios(&code.print("as asked").exit(33), arguments), 33, "as asked");
+    }
+}
+
+/// The leaf with the rates of the clocks.
+const RATES: u32 = 0x4000_0010;
+
+#[test]
+fn a_feature_that_the_host_does_not_have_is_a_warning_or_an_error() {
+    let code = Code::default().print("on").exit(33);
+    let missing = "host doesn't support requested feature: CPUID.01H:EDX.ia64 [bit 30]";
+    for (cpu, status, stdout, stderr) in [
+        ("host,+ia64", 33, "on", format!("microvm: warning: {missing}\n")),
+        ("host,+ia64,-ia64", 33, "on", String::new()),
+        ("host,+ia64,check=off", 33, "on", String::new()),
+        (
+            "host,ia64,enforce",
+            1,
+            "",
+            format!("microvm: -cpu: enforce: {missing}: remove it, or enforce\n"),
+        ),
+    ] {
+        let outcome = run_bios(&code, &["-cpu", cpu]);
+        check(&outcome, status, stdout);
+        assert_eq!(outcome.stderr, stderr, "{cpu}");
+    }
+}
+
 #[test]
 fn a_bios_of_every_size_is_aliased_below_1_mib() {
     for size in [0x1_0000, 0x2_0000, 0x4_0000, 0x10_0000] {

@@ -38,11 +38,12 @@ const MAPPED_ONCE: [&str; 2] = ["--package=regression", "--test=mapped_once"];
 /// Outside the workspace: built by another compiler when they fuzz.
 const FUZZ_TESTS: [&str; 3] =
     ["--manifest-path=fuzz/Cargo.toml", "--target-dir=target/fuzz", "--lib"];
-const QEMU_TESTS: [&str; 6] = [
+const QEMU_TESTS: [&str; 7] = [
     "--package=regression",
     "--test=qemu",
     "--test=qemu_pc",
     "--test=qemu_cpus",
+    "--test=qemu_features",
     "--test=peers_defects",
     "--test=other_kernels",
 ];

@@ -2,6 +2,7 @@
 
 use super::device::{KINDS, Kind};
 use super::machine::PROPERTIES;
+use crate::cpuid;
 
 /// Options of QEMU that ask for something that is not here, by what they are about.
 const REFUSED: [(&str, &[&str]); 15] = [
@@ -96,6 +97,24 @@ pub(super) fn machines() -> String {
     "Supported machines are:\nmicrovm              microvm (i386) (default)\n".into()
 }
 
+/// The model, and the features in lines, as QEMU prints them.
+pub(super) fn cpus() -> String {
+    const WIDTH: usize = 75;
+    let mut text = String::from(
+        "Available CPUs:\nx86 host                  the host's CPU, as KVM offers it (default)\n\
+         x86 max                   the same\n\nRecognized CPUID flags:\n",
+    );
+    let mut line = String::new();
+    for name in cpuid::names() {
+        if line.len() + 1 + name.len() > WIDTH {
+            text += &format!(" {line}\n");
+            line.clear();
+        }
+        line += &format!(" {name}");
+    }
+    text + &format!(" {line}\n")
+}
+
 /// As QEMU lists them.
 pub(super) fn devices() -> String {
     let line = |kind: &Kind| {
@@ -145,7 +164,8 @@ the machine:
   -L DIR            where else -bios is looked for
   -m SIZE           guest RAM: 64 (MiB), 512M, 1G, size=1G; 128M by default
   -smp N            virtual CPUs, 1 to 254
-  -cpu host         the CPU
+  -cpu host[,+FEATURE][,-FEATURE][,FEATURE=on|off][,enforce]
+                    the CPU; -cpu help lists the features
   -accel kvm        the accelerator; -accel help says what this host's /dev/kvm is
   -device NAME[,PROPERTY=VALUE..]
                     adds a device; -device help lists them

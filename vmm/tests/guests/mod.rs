@@ -138,6 +138,22 @@ impl Code {
             .raw(&[0x66, 0xb8, 0xff, 0x46, 0x0c, 0, 0x0f, 0x30])
     }
 
+    /// Goes on if CPUID's answer has these bits in a register (0 EAX, 1 ECX, 2 EDX, 3 EBX), else
+    /// ends with status 101: `mov eax, leaf; mov ecx, subleaf; cpuid; and register, mask; cmp
+    /// register, bits; je on`. Real mode.
+    pub fn cpuid(self, (leaf, subleaf): (u32, u32), register: u8, mask: u32, bits: u32) -> Self {
+        self.raw(&[0x66, 0xb8])
+            .raw(&leaf.to_le_bytes())
+            .raw(&[0x66, 0xb9])
+            .raw(&subleaf.to_le_bytes())
+            .raw(&[0x0f, 0xa2, 0x66, 0x81, 0xe0 | register])
+            .raw(&mask.to_le_bytes())
+            .raw(&[0x66, 0x81, 0xf8 | register])
+            .raw(&bits.to_le_bytes())
+            .raw(&[0x74, 6])
+            .exit(101)
+    }
+
     /// A BIOS image of 64 KiB that runs this code, and `others` on the other CPUs.
     pub fn bios_with_others(&self, others: &Self) -> Vec<u8> {
         let mut image = self.bios(0x1_0000);
