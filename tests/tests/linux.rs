@@ -64,6 +64,38 @@ fn debian_reaches_init_on_every_path_and_sees_the_same_machine() {
     }
 }
 
+/// Whose log is not quiet: what Linux thinks of its CPU.
+fn linux_on_cpu(cpu: &str) -> (Ended, Vec<String>) {
+    let ended = run_linux(|| {
+        let mut command = linux(Boot::Direct, "256M", "console=ttyS0");
+        command.args(["-cpu", cpu]);
+        command
+    });
+    let flags = reached_init(&ended)["cpu_flags"].split(' ').map(str::to_owned).collect();
+    (ended, flags)
+}
+
+#[test]
+fn linux_has_the_features_that_were_asked_for_and_complains_of_nothing() {
+    let taken = ["x2apic", "aes", "sse4_2", "pdpe1gb", "tsc_adjust"];
+    let (with, flags) = linux_on_cpu("host");
+    for name in taken {
+        assert!(flags.iter().any(|flag| flag == name), "{name}: {with}");
+    }
+    let (without, flags) =
+        linux_on_cpu("host,-x2apic,-aes,-sse4_2,pdpe1gb=off,tsc_adjust=off,-avx");
+    for name in taken.into_iter().chain(["avx", "avx2", "fma"]) {
+        assert!(!flags.iter().any(|flag| flag == name), "{name}: {without}");
+    }
+    assert!(without.stdout.contains("Enabled xstate features 0x3, "), "{without}");
+    for ended in [with, without] {
+        assert!(ended.stdout.contains("tsc: Detected "), "{ended}");
+        for complaint in ["[Firmware Bug]", "calibration", "Unable to calibrate"] {
+            assert!(!ended.stdout.contains(complaint), "{ended}");
+        }
+    }
+}
+
 #[test]
 fn the_initrd_arrives_unchanged() {
     let expected = std::fs::read_to_string(product("initramfs.hash")).unwrap();

@@ -23,6 +23,7 @@ pub fn gather() -> Vec<(&'static str, String)> {
         ("kernel_version", read("/proc/version")),
         ("memory_kib", memory_kib(&read("/proc/meminfo"))),
         ("cpus", count_listed(&read("/sys/devices/system/cpu/online")).to_string()),
+        ("cpu_flags", cpu_flags(&read("/proc/cpuinfo"))),
         ("cmdline", read("/proc/cmdline")),
         ("acpi", if tables.is_empty() { "no".into() } else { "yes".into() }),
         ("acpi_tables", tables.join(",")),
@@ -71,6 +72,13 @@ fn memory_kib(meminfo: &str) -> String {
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))
         .unwrap_or_default()
         .to_owned()
+}
+
+/// The features of the first CPU, by Linux's names.
+fn cpu_flags(cpuinfo: &str) -> String {
+    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
+    let list = flags.and_then(|line| line.split_once(':')).map(|(_, list)| list.trim());
+    list.unwrap_or_default().to_owned()
 }
 
 /// The type of the file system that is mounted there last.
@@ -178,6 +186,13 @@ mod tests {
     fn finds_the_total_memory() {
         assert_eq!(memory_kib("MemTotal:        1014528 kB\nMemFree: 5 kB\n"), "1014528");
         assert_eq!(memory_kib("MemFree: 5 kB\n"), "");
+    }
+
+    #[test]
+    fn finds_the_features_of_a_cpu() {
+        let cpu = "model name\t: x\nflags\t\t: fpu sse4_1\nbugs\t\t: fxsave_leak\n";
+        assert_eq!(cpu_flags(&cpu.repeat(2)), "fpu sse4_1");
+        assert_eq!(cpu_flags("processor : 0\nflags\n"), "");
     }
 
     #[test]
