@@ -125,7 +125,8 @@ impl Machine {
     /// What is known when the CPUs have stopped.
     fn report(&self, trace: &mut Trace) {
         // Without one CPU's count there is none.
-        trace.kvm_exits(self.cpus.iter().map(Vcpu::kvm_exits).sum());
+        let count = |name| self.cpus.iter().map(|cpu| cpu.kvm_count(name)).sum();
+        trace.kvm_counts(count("exits"), count("pf_fixed"));
         let stamps = self.stamps.as_ref().and_then(|stamps| {
             BootTrace::decode(&stamps.lock().unwrap_or_else(PoisonError::into_inner))
         });

@@ -71,6 +71,7 @@ struct Boot {
     begun: bool,
     marks: Vec<Mark>,
     kvm_exits: Option<u64>,
+    kvm_page_faults: Option<u64>,
     firmware: Option<(BootTrace, Option<u32>)>,
 }
 
@@ -100,6 +101,7 @@ impl Trace {
             begun: false,
             marks: entry.into_iter().collect(),
             kvm_exits: None,
+            kvm_page_faults: None,
             firmware: None,
         });
     }
@@ -132,10 +134,12 @@ impl Trace {
         }
     }
 
-    /// KVM's own count of exits, for this start of the machine.
-    pub fn kvm_exits(&mut self, count: Option<u64>) {
+    /// KVM's own counts for this start of the machine: exits, and pages that it mapped into the
+    /// guest when the guest touched them.
+    pub fn kvm_counts(&mut self, exits: Option<u64>, page_faults: Option<u64>) {
         if let Some(boot) = self.boots.last_mut() {
-            boot.kvm_exits = count;
+            boot.kvm_exits = exits;
+            boot.kvm_page_faults = page_faults;
         }
     }
 
@@ -168,6 +172,7 @@ impl Trace {
             "boots": boots,
             "exit": { "ns": end_ns, "reason": reason, "status": status },
             "exits": exits,
+            "process": { "peak_kib": peak_kib(), "page_faults": page_faults() },
         })
     }
 }
@@ -194,6 +199,7 @@ impl Boot {
             "marks": marks,
             "placed": placed,
             "kvm_exits": self.kvm_exits,
+            "kvm_page_faults": self.kvm_page_faults,
             "firmware": self.firmware.map(|(stamps, tsc_khz)| json!({
                 "clock": "TSC",
                 "khz": tsc_khz,
@@ -203,6 +209,21 @@ impl Boot {
             })),
         })
     }
+}
+
+/// KiB of memory that this process had at most, guest RAM that was touched included (Linux,
+/// Documentation/filesystems/proc.rst, VmHWM).
+fn peak_kib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+/// Page faults of this process that needed no reading (as above, stat, min_flt: the eighth field
+/// behind the name, which ends with a parenthesis).
+fn page_faults() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -218,7 +239,7 @@ mod tests {
         trace.count(Exit::IoOut, "COM1");
         trace.count(Exit::MmioRead, "unclaimed");
         trace.mark(post::GUEST_INIT);
-        trace.kvm_exits(Some(9));
+        trace.kvm_counts(Some(9), Some(8));
         let stamps = BootTrace { start: 10, load_kernel: 20, kernel_entry: 30 };
         trace.firmware(Some((stamps, Some(1000))));
         let json = trace.json("power off", 0, 77);
@@ -231,7 +252,9 @@ mod tests {
         assert_eq!(boot["marks"][0]["ns"], boot["first_run_ns"]);
         assert_eq!(boot["marks"][1]["code"], 0xe0);
         assert_eq!(boot["marks"][1]["exits"], 3);
-        assert_eq!(boot["kvm_exits"], 9);
+        assert_eq!((&boot["kvm_exits"], &boot["kvm_page_faults"]), (&9.into(), &8.into()));
+        assert!(json["process"]["peak_kib"].as_u64().unwrap() > 0);
+        assert!(json["process"]["page_faults"].as_u64().unwrap() > 0);
         assert_eq!(boot["firmware"]["load_kernel"], 20);
         assert_eq!(boot["firmware"]["khz"], 1000);
         assert_eq!(json["exit"]["reason"], "power off");

@@ -206,8 +206,8 @@ impl Vcpu {
         self.fd.get_tsc_khz().ok()
     }
 
-    /// KVM's count of this CPU's exits, from its binary statistics.
-    pub fn kvm_exits(&self) -> Option<u64> {
+    /// KVM's count of this CPU's `name`, `exits` for one, from its binary statistics.
+    pub fn kvm_count(&self, name: &str) -> Option<u64> {
         // _IO(KVMIO, 0xce), Linux 5.14.
         const KVM_GET_STATS_FD: libc::Ioctl = 0xaece_u16 as libc::Ioctl;
         // SAFETY: the call takes no argument and returns a new descriptor, or an error.
@@ -216,12 +216,12 @@ impl Vcpu {
             return None;
         }
         // SAFETY: the descriptor was just made, for us.
-        read_exits(&unsafe { File::from_raw_fd(fd) })
+        read_count(&unsafe { File::from_raw_fd(fd) }, name)
     }
 }
 
-/// Finds the statistic `exits` (Linux, Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
-fn read_exits(stats: &File) -> Option<u64> {
+/// Finds the statistic `name` (Linux, Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
+fn read_count(stats: &File, name: &str) -> Option<u64> {
     const HEADER: usize = 24;
     const DESCRIPTOR: usize = 16;
     let mut header = [0; HEADER];
@@ -232,11 +232,12 @@ fn read_exits(stats: &File) -> Option<u64> {
     let size = DESCRIPTOR.checked_add(name_size)?;
     let mut descriptors = vec![0; size.checked_mul(count.min(1024))?];
     stats.read_exact_at(&mut descriptors, descriptors_at as u64).ok()?;
-    let exits = descriptors.chunks_exact(size).find(|descriptor| {
-        descriptor.get(DESCRIPTOR..).is_some_and(|n| n.starts_with(b"exits\0"))
+    let wanted = descriptors.chunks_exact(size).find(|descriptor| {
+        let found = descriptor.get(DESCRIPTOR..).and_then(|n| n.strip_prefix(name.as_bytes()));
+        found.is_some_and(|rest| rest.starts_with(b"\0"))
     })?;
     let mut value = [0; 8];
-    let at = data_at as u64 + u64::from(get_u32(exits, 8)?);
+    let at = data_at as u64 + u64::from(get_u32(wanted, 8)?);
     stats.read_exact_at(&mut value, at).ok()?;
     get_u64(&value, 0)
 }

@@ -22,6 +22,7 @@ prints what it saw and how long each stage took.
   --initrd FILE        an initramfs (our own, whose init prints facts and powers off)
   --append STRING      the kernel's command line (\"console=ttyS0 quiet\")
   --memory SIZE        the guest's memory, as microvm -m takes it (256M)
+  --microvm WORD       one more word for microvm's command line; may be given more than once
 ";
 
 /// What the command line asks for.
@@ -31,6 +32,7 @@ struct Options {
     initrd: Option<PathBuf>,
     append: String,
     memory: String,
+    more: Vec<OsString>,
 }
 
 /// Runs the job.
@@ -48,7 +50,8 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
         Some(initrd) => existing(initrd, "--initrd")?,
         None => workspace::product(build::INITRAMFS)?,
     };
-    let guest = Guest { kernel, initrd, append: options.append, memory: options.memory };
+    let Options { append, memory, more, .. } = options;
+    let guest = Guest { kernel, initrd, append, memory, more };
     match options.host.ground(&workspace::product(build::MICROVM)?)? {
         Ground::Kvm => measure::measure(&guest, Ground::Kvm),
         Ground::Lab => measure_in_lab(&guest),
@@ -80,6 +83,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Options>> {
         initrd: None,
         append: "console=ttyS0 quiet".into(),
         memory: "256M".into(),
+        more: Vec::new(),
     };
     let mut parser = Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
@@ -89,6 +93,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Options>> {
             Arg::Long("initrd") => options.initrd = Some(parser.value()?.into()),
             Arg::Long("append") => options.append = parser.value()?.string()?,
             Arg::Long("memory") => options.memory = parser.value()?.string()?,
+            Arg::Long("microvm") => options.more.push(parser.value()?),
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
             _ => return Err(argument.unexpected().into()),
         }

@@ -31,17 +31,20 @@ pub struct Guest {
     pub append: String,
     /// The memory, as `microvm -m` takes it.
     pub memory: String,
+    /// More words for microvm's command line.
+    pub more: Vec<OsString>,
 }
 
 impl Guest {
     /// The arguments of `xtask measure` that [`main`] reads back.
     pub fn arguments(&self) -> Vec<OsString> {
-        let Self { kernel, initrd, append, memory } = self;
-        vec![kernel.into(), initrd.into(), append.into(), memory.into()]
+        let Self { kernel, initrd, append, memory, more } = self;
+        let first = [kernel.into(), initrd.into(), append.into(), memory.into()];
+        first.into_iter().chain(more.iter().cloned()).collect()
     }
 }
 
-/// `xtask measure KERNEL INITRD APPEND MEMORY`: what `boot` runs within the lab.
+/// `xtask measure KERNEL INITRD APPEND MEMORY [WORD]..`: what `boot` runs within the lab.
 pub fn main(arguments: Vec<OsString>) -> Result<()> {
     let mut words = Vec::new();
     let mut parser = Parser::from_args(std::iter::once(OsString::from("--")).chain(arguments));
@@ -51,6 +54,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
             _ => return Err(argument.unexpected().into()),
         }
     }
+    let more = words.split_off(words.len().min(4));
     let [kernel, initrd, append, memory] =
         words.try_into().ok().context("measure is a part of boot: run `cargo xtask boot`")?;
     let guest = Guest {
@@ -58,6 +62,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
         initrd: initrd.into(),
         append: append.string()?,
         memory: memory.string()?,
+        more,
     };
     measure(&guest, Ground::Lab)
 }
@@ -117,6 +122,8 @@ struct Run {
     end: Option<u64>,
     /// Exits to the VMM until the kernel's entry, until init, in all; KVM's own count.
     exits: [Option<u64>; 4],
+    /// Pages that KVM mapped on demand, the VMM's page faults, its KiB of memory at most.
+    memory: [Option<u64>; 3],
 }
 
 /// An emulated host loses about one guest in a hundred: one more try, and it is said.
@@ -133,7 +140,7 @@ fn boot(guest: &Guest, path: Path) -> Result<Run> {
     let mut command = Command::new(workspace::product(build::MICROVM)?);
     command.args(["-M", "microvm", "-enable-kvm", "-cpu", "host", "-m", &guest.memory]);
     command.args(["-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio"]);
-    command.args(["-no-reboot", "-append", &guest.append]);
+    command.args(["-no-reboot", "-append", &guest.append]).args(&guest.more);
     command.arg("-kernel").arg(&guest.kernel).arg("-initrd").arg(&guest.initrd);
     command.arg("-boot-trace").arg(&trace);
     if path == Path::Firmware {
@@ -214,6 +221,11 @@ fn read_run(json: &Value, start: u64, console: &str) -> Result<Run> {
             json["exits"]["total"].as_u64(),
             boot["kvm_exits"].as_u64(),
         ],
+        memory: [
+            boot["kvm_page_faults"].as_u64(),
+            json["process"]["page_faults"].as_u64(),
+            json["process"]["peak_kib"].as_u64(),
+        ],
     })
 }
 
@@ -246,6 +258,9 @@ fn report(firmware: &Run, direct: &Run, ground: Ground) -> String {
     number("exits to the VMM, to init", &|run| run.exits[1], false);
     number("exits to the VMM, to its end", &|run| run.exits[2], false);
     number("all KVM exits", &|run| run.exits[3], false);
+    number("pages that KVM mapped on demand", &|run| run.memory[0], false);
+    number("page faults of the VMM", &|run| run.memory[1], false);
+    number("KiB of the VMM at most, with guest RAM", &|run| run.memory[2], false);
     lines.push(String::new());
     lines.push(conditions(ground).to_owned());
     lines.join("\n") + "\n"
@@ -281,7 +296,7 @@ mod tests {
     fn trace() -> Value {
         json!({
             "boots": [{
-                "first_run_ns": 1_500, "kvm_exits": 70,
+                "first_run_ns": 1_500, "kvm_exits": 70, "kvm_page_faults": 4,
                 "marks": [
                     { "code": post::KERNEL_ENTRY, "ns": 2_000, "exits": 10 },
                     { "code": post::GUEST_INIT, "ns": 9_000, "exits": 50 },
@@ -289,6 +304,7 @@ mod tests {
             }],
             "exit": { "ns": 10_000 },
             "exits": { "total": 60 },
+            "process": { "page_faults": 3, "peak_kib": 2 },
         })
     }
 
@@ -300,6 +316,7 @@ mod tests {
         assert_eq!(run.init_mark, Some(8_000));
         assert_eq!(run.end, Some(9_000));
         assert_eq!(run.exits, [Some(10), Some(50), Some(60), Some(70)]);
+        assert_eq!(run.memory, [Some(4), Some(3), Some(2)]);
         assert!(run.init == Init::Ran);
     }
 
