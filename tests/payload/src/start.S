@@ -156,14 +156,19 @@ save_32:
     push %ebp
     pushl $0
     push %ebx
+    # By a register: a push of a selector itself may leave the upper half of its word as it was.
+    mov %cs, %eax
     pushl $0
-    push %cs
+    push %eax
+    mov %ds, %eax
     pushl $0
-    push %ds
+    push %eax
+    mov %es, %eax
     pushl $0
-    push %es
+    push %eax
+    mov %ss, %eax
     pushl $0
-    push %ss
+    push %eax
     mov %cr0, %eax
     pushl $0
     push %eax
