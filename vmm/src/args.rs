@@ -9,7 +9,9 @@ mod help;
 mod keyval;
 mod life;
 mod machine;
+mod memory;
 mod monitor;
+mod size;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -43,6 +45,7 @@ type Result<T> = std::result::Result<T, Error>;
 #[derive(Default)]
 struct Seen {
     config: Config,
+    memory: memory::Wishes,
     serial: Option<Serial>,
     nographic: bool,
     nodefaults: bool,
@@ -91,6 +94,7 @@ fn finish(mut seen: Seen) -> Result<Request> {
     seen.config.serial = seen.serial.take().unwrap_or(by_default);
     monitor::check_stdio(&seen)?;
     let mut config = seen.config;
+    seen.memory.settle(&mut config)?;
     config.bios = config.bios.map(|bios| find_bios(bios, &seen.data_dirs));
     check_kernel(&config)?;
     Ok(Request::Run(Box::new(config)))
@@ -177,6 +181,7 @@ fn take_flag(seen: &mut Seen, option: &Opt) -> bool {
         "-no-shutdown" => seen.config.actions.shutdown = ShutdownAction::Pause,
         "-no-acpi" => seen.config.acpi = false,
         "-S" => seen.config.start_stopped = true,
+        "-mem-prealloc" => seen.memory.prealloc = true,
         "-h" | "-help" => seen.print = Some(Request::Print(help::usage())),
         "-version" => seen.print = Some(Request::Print(help::version())),
         _ => return false,
@@ -194,7 +199,10 @@ fn take_option(
         "-M" | "-machine" => machine::take_machine(seen, option, value()?)?,
         "-accel" => machine::take_accel(seen, option, value()?)?,
         "-cpu" => cpu::take(seen, option, value()?)?,
-        "-m" => config.memory = machine::memory(option, value()?)?,
+        "-m" => seen.memory.take_size(option, value()?)?,
+        "-object" => memory::take_object(seen, option, value()?)?,
+        "-numa" => seen.memory.take_numa(option, value()?)?,
+        "-mem-path" => seen.memory.path = Some(option.path(value()?)?),
         "-smp" => config.cpus = machine::cpus(option, value()?)?,
         "-bios" => config.bios = Some(option.path(value()?)?),
         "-kernel" => config.kernel = Some(option.path(value()?)?),

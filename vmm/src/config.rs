@@ -17,6 +17,8 @@ pub struct Config {
     pub append: String,
     /// Bytes of guest RAM.
     pub memory: u64,
+    /// What guest RAM is made of.
+    pub backend: Backend,
     /// Virtual CPUs.
     pub cpus: u8,
     /// What each of them is.
@@ -77,6 +79,68 @@ pub enum OnMissing {
     Warn,
     /// Stop.
     Refuse,
+}
+
+/// What guest RAM is made of, and how it is treated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// The option that asked for it, for error lines.
+    pub option: String,
+    /// Where the bytes are.
+    pub source: MemorySource,
+    /// What the guest writes is seen by whoever else maps the file, and stays in it.
+    pub share: bool,
+    /// All of it is filled in before the guest starts.
+    pub prealloc: bool,
+    /// The host's kernel may merge equal pages (`MADV_MERGEABLE`).
+    pub merge: bool,
+    /// It is part of this process's core dump.
+    pub dump: bool,
+    /// The host is to refuse at once what it could not hold.
+    pub reserve: bool,
+}
+
+/// Where guest RAM comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemorySource {
+    /// No file.
+    Anonymous,
+    /// A file without a name, in memory.
+    Memfd {
+        /// Of which pages it is made.
+        pages: Pages,
+        /// Nobody can change its size.
+        seal: bool,
+    },
+    /// A file with this name, or one without a name in this folder.
+    File(PathBuf),
+}
+
+/// The pages of a file in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// The host's usual ones.
+    Usual,
+    /// The host's default huge ones.
+    Huge,
+    /// Huge ones of so many bytes, a power of two.
+    HugeOf(u64),
+}
+
+impl Default for Backend {
+    /// What `-m` alone gives: nothing is reserved, so that a guest may have more than the host
+    /// has free; the rest as in QEMU.
+    fn default() -> Self {
+        Self {
+            option: "-m".into(),
+            source: MemorySource::Anonymous,
+            share: false,
+            prealloc: false,
+            merge: true,
+            dump: true,
+            reserve: false,
+        }
+    }
 }
 
 /// Where a serial port leads.
@@ -210,6 +274,7 @@ impl Default for Config {
             initrd: None,
             append: String::new(),
             memory: 128 << 20,
+            backend: Backend::default(),
             cpus: 1,
             cpu: Cpu::default(),
             serial: Serial::Null,

@@ -26,7 +26,7 @@ use crate::devices::ioapic::{Message, Messages};
 use crate::devices::serial::Com1;
 use crate::fw_cfg::{FwCfg, Item, Items};
 use crate::image::Images;
-use crate::memory::{self, GuestRam};
+use crate::memory::GuestRam;
 use crate::trace::Trace;
 use crate::vcpu::{self, End, Vcpu};
 
@@ -36,9 +36,6 @@ pub enum Error {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] accel::Error),
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
     /// The boot.
     #[error(transparent)]
     Boot(#[from] boot::Error),
@@ -73,24 +70,28 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Sets a machine up. The order of the ioctls matters by milliseconds: memory before
-    /// interrupt chips and CPUs, and nothing with event descriptors before either.
-    pub fn new(config: &Config, images: &Images, com1: &Arc<Com1>) -> Result<Self, Error> {
+    /// Sets a machine up on `ram`, which has room for the BIOS image. The order of the ioctls
+    /// matters by milliseconds: memory before interrupt chips and CPUs, and nothing with event
+    /// descriptors before either.
+    pub fn new(
+        config: &Config,
+        images: &Images,
+        ram: &Arc<GuestRam>,
+        com1: &Arc<Com1>,
+    ) -> Result<Self, Error> {
         let kvm = accel::open()?;
         let vm = Arc::new(accel::create_vm(&kvm)?);
         if accel::is_intel() {
             place_kvm_pages(&vm)?;
         }
-        let bios_size = images.bios.as_ref().map(|bios| bios.size());
-        let ram = Arc::new(GuestRam::new(config.memory, bios_size)?);
-        give_memory(&vm, &ram)?;
+        give_memory(&vm, ram)?;
         split_irqchip(&vm)?;
         let mut cpuid = describe_cpu(&kvm, &config.cpu)?;
         let mut cpus = create_cpus(&vm, &mut cpuid, config.cpus)?;
 
         let acpi = config.acpi.then(|| acpi::Tables::new(config));
         let source = boot::Source { config, images, acpi: acpi.as_ref() };
-        let (state, mut items) = boot::prepare(&source, &ram)?;
+        let (state, mut items) = boot::prepare(&source, ram)?;
         let stamps = config.boot_trace.as_ref().and(items.as_mut()).map(offer_boot_trace);
         cpus.iter_mut().try_for_each(|cpu| cpu.load_msrs(state.direct))?;
         if let Some(first) = cpus.first_mut() {
@@ -98,7 +99,7 @@ impl Machine {
         }
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
         let board = Board::new(config, fw_cfg, com1, Injector(vm.clone()))?;
-        let on_panic = config.actions.panic;
+        let (on_panic, ram) = (config.actions.panic, ram.clone());
         Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, cpuid, stamps })
     }
 

@@ -1,26 +1,136 @@
 //! Guest RAM: mapped once, filled lazily, reached only by checked addresses.
-#![expect(unsafe_code, reason = "mmap, and a vm-memory region over it")]
+
+mod file;
+mod mapping;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::ptr;
+use std::path::PathBuf;
 
 use abi::layout;
-use abi::range::Range;
+use abi::range::{Range, align_down, align_up};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
+
+use crate::config::Backend;
+use mapping::Mapping;
 
 /// What can go wrong with guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host gives no memory.
-    #[error("mapping {size} bytes of guest memory (use a smaller -m)")]
+    /// The host has not enough memory.
+    #[error(
+        "{option}: the host has no room for {size} bytes of guest memory: use a smaller -m, or \
+         reserve=off with -object"
+    )]
+    TooMuch {
+        /// The option that asked for it.
+        option: String,
+        /// Bytes.
+        size: u64,
+    },
+    /// The host does not map it.
+    #[error("{option}: mapping {size} bytes of guest memory")]
     Map {
+        /// The option that asked for it.
+        option: String,
         /// Bytes.
         size: u64,
         /// The host's reason.
         source: io::Error,
+    },
+    /// The host cannot back all memory.
+    #[error("{option}: filling {size} bytes of guest memory in advance (prealloc; Linux 5.14 can)")]
+    Fill {
+        /// The option that asked for it.
+        option: String,
+        /// Bytes.
+        size: u64,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// No file in memory.
+    #[error("{option}: making a file in memory for guest memory")]
+    Memfd {
+        /// The option that asked for it.
+        option: String,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// Huge pages of a size that the host does not have.
+    #[error("{option}: the host has no huge pages of this size: see /sys/kernel/mm/hugepages")]
+    NoSuchPages {
+        /// The option that asked for it.
+        option: String,
+    },
+    /// Too few free huge pages.
+    #[error(
+        "{option}: the host has fewer than {count} free huge pages: reserve them by \
+         echo {count} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages"
+    )]
+    HugePages {
+        /// The option that asked for them.
+        option: String,
+        /// Pages wanted.
+        count: u64,
+        /// KiB of one.
+        kib: u64,
+    },
+    /// A size that huge pages do not divide.
+    #[error("{option}: {size} bytes are no whole number of huge pages of {page} bytes")]
+    PartialPage {
+        /// The option that asked for it.
+        option: String,
+        /// Bytes wanted.
+        size: u64,
+        /// Bytes of a page.
+        page: u64,
+    },
+    /// A file cannot be opened or grown.
+    #[error("{option}: guest memory in '{path}'")]
+    File {
+        /// The option that named it.
+        option: String,
+        /// Its name.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// It is a device or a pipe.
+    #[error("{option}: '{path}' is neither a regular file nor a folder")]
+    NoFile {
+        /// The option that named it.
+        option: String,
+        /// Its name.
+        path: PathBuf,
+    },
+    /// A file that has contents, but too few.
+    #[error(
+        "{option}: '{path}' has {found} bytes and guest memory {size}: give a file of that size, \
+         an empty one or a new one"
+    )]
+    FileSize {
+        /// The option that named it.
+        option: String,
+        /// Its name.
+        path: PathBuf,
+        /// Bytes it has.
+        found: u64,
+        /// Bytes wanted.
+        size: u64,
+    },
+    /// A file system that is too small.
+    #[error("{option}: the file system of '{path}' has room for {room} of {size} bytes")]
+    Room {
+        /// The option that named it.
+        option: String,
+        /// Its name.
+        path: PathBuf,
+        /// Bytes that are free or in the file.
+        room: u64,
+        /// Bytes wanted.
+        size: u64,
     },
     /// An address range that is not all RAM.
     #[error("guest memory from {address:#x}, {length} bytes, is not all RAM")]
@@ -42,9 +152,6 @@ pub enum Error {
     },
 }
 
-/// The alignment that lets guest and host use the same huge page.
-const HUGE_PAGE: usize = 2 << 20;
-
 /// Bytes of a BIOS image that can be RAM and ROM at once: what is aliased below 1 MiB.
 const ALIAS_MAX: u64 = 0x2_0000;
 
@@ -57,12 +164,25 @@ pub struct Slot {
     pub host: u64,
 }
 
+/// A region of RAM that another process can map: a vhost-user device's, say.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a> {
+    /// Where it is in the guest.
+    pub guest: Range,
+    /// Where it is in this process.
+    pub host: u64,
+    /// What to map.
+    pub file: &'a File,
+    /// Where the region begins in the file, in bytes.
+    pub offset: u64,
+}
+
 /// All memory of a guest. It is unmapped when the last user is gone, so what holds an address of
 /// it (a KVM slot) must go first.
 pub struct GuestRam {
     regions: GuestMemoryMmap,
-    // Dropped after the regions, which point into them.
-    mappings: Vec<Mapping>,
+    // Dropped after the regions, which point into it. The regions follow each other in it.
+    mapping: Mapping,
     bios: Option<Bios>,
 }
 
@@ -73,48 +193,67 @@ struct Bios {
 }
 
 impl GuestRam {
-    /// RAM of `size` bytes, and room for a BIOS image of `bios_size` bytes below 4 GiB.
+    /// RAM of `size` bytes as `-m` alone gives it, and room for a BIOS image of `bios_size` bytes
+    /// below 4 GiB.
     pub fn new(size: u64, bios_size: Option<u64>) -> Result<Self, Error> {
-        let mut mappings = Vec::new();
+        Self::on(&Backend::default(), size, bios_size)
+    }
+
+    /// RAM of `size` bytes on `backend`, and room for a BIOS image of `bios_size` bytes below
+    /// 4 GiB.
+    pub fn on(backend: &Backend, size: u64, bios_size: Option<u64>) -> Result<Self, Error> {
+        let mapping = Mapping::new(size, backend)?;
         let mut regions = Vec::new();
+        let mut offset = 0;
         for range in ranges(size) {
-            let mapping = Mapping::new(range.len())?;
-            regions.push(mapping.region(range.start())?);
-            mappings.push(mapping);
+            regions.push(mapping.region(offset, range.len(), range.start())?);
+            offset += range.len();
         }
-        let refused = |_| Error::Map { size, source: io::ErrorKind::InvalidInput.into() };
-        let regions = GuestMemoryMmap::from_regions(regions).map_err(refused)?;
+        let regions = GuestMemoryMmap::from_regions(regions).map_err(|_| no_ram(0, size))?;
         let bios = bios_size.map(|size| {
-            let mapping = if size > ALIAS_MAX { Some(Mapping::new(size)?) } else { None };
+            let own = || Mapping::new(size, &Backend::default());
+            let mapping = if size > ALIAS_MAX { Some(own()?) } else { None };
             Ok(Bios { size, mapping })
         });
-        Ok(Self { regions, mappings, bios: bios.transpose()? })
+        Ok(Self { regions, mapping, bios: bios.transpose()? })
     }
 
     /// The slots that KVM needs: RAM, and the BIOS image under 4 GiB. An image of up to 128 KiB
     /// is the same memory as its alias below 1 MiB, writable at both places as on QEMU's
     /// microvm; the alias is part of RAM and costs no slot.
     pub fn slots(&self) -> Vec<Slot> {
-        let slot = |guest: Range, host: u64| Slot { guest, host };
         let mut slots: Vec<_> = self
             .ranges()
-            .zip(&self.mappings)
-            .map(|(range, mapping)| slot(range, mapping.address()))
+            .scan(self.mapping.address(), |host, guest| {
+                let slot = Slot { guest, host: *host };
+                *host += guest.len();
+                Some(slot)
+            })
             .collect();
-        if let (Some(bios), Some(ram)) = (&self.bios, self.mappings.first()) {
+        if let Some(bios) = &self.bios {
             let guest = Range::between(layout::FOUR_GIB - bios.size, layout::FOUR_GIB);
-            let alias = || ram.address() + layout::HIGH_RAM_START - bios.size;
-            slots.push(slot(guest, bios.mapping.as_ref().map_or_else(alias, Mapping::address)));
+            let alias = || self.mapping.address() + layout::HIGH_RAM_START - bios.size;
+            let host = bios.mapping.as_ref().map_or_else(alias, Mapping::address);
+            slots.push(Slot { guest, host });
         }
         slots
+    }
+
+    /// The regions that other processes can map: all RAM of a shared backend, else none.
+    pub fn shared(&self) -> impl Iterator<Item = Shared<'_>> {
+        self.regions.iter().zip(self.slots()).filter_map(|(region, slot)| {
+            let file = region.file_offset()?;
+            let Slot { guest, host } = slot;
+            Some(Shared { guest, host, file: file.file(), offset: file.start() })
+        })
     }
 
     /// The ranges that are RAM, ascending.
     pub fn ranges(&self) -> impl Iterator<Item = Range> + '_ {
         self.regions.iter().map(|region| {
             let region: &GuestRegionMmap = region;
-            let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
-            Range::between(start, start + vm_memory::GuestMemoryRegion::len(region))
+            let start = region.start_addr().0;
+            Range::between(start, start + region.len())
         })
     }
 
@@ -123,7 +262,7 @@ impl GuestRam {
         let Some(bios) = &self.bios else { return Ok(()) };
         let alias = bios.size.min(ALIAS_MAX);
         if let Some(mapping) = &bios.mapping {
-            let region = mapping.region(layout::FOUR_GIB - bios.size)?;
+            let region = mapping.region(0, bios.size, layout::FOUR_GIB - bios.size)?;
             let high = GuestMemoryMmap::from_regions(vec![region]).map_err(|_| Error::NoRam {
                 address: layout::FOUR_GIB - bios.size,
                 length: bios.size,
@@ -135,13 +274,13 @@ impl GuestRam {
 
     /// Copies bytes in.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
-        let refused = |_| no_ram(address, bytes.len());
+        let refused = |_| no_ram(address, bytes.len() as u64);
         self.regions.write_slice(bytes, GuestAddress(address)).map_err(refused)
     }
 
     /// Copies bytes out.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let length = bytes.len();
+        let length = bytes.len() as u64;
         let refused = |_| no_ram(address, length);
         self.regions.read_slice(bytes, GuestAddress(address)).map_err(refused)
     }
@@ -167,6 +306,32 @@ impl GuestRam {
             done += step;
         }
         Ok(())
+    }
+
+    /// Zeroes `length` bytes that no guest needs any more. Pages that the host can take back cost
+    /// nothing, not even when nobody ever touched them.
+    pub fn clear(&self, address: u64, length: u64) -> Result<(), Error> {
+        let range = Range::new(address, length).filter(|_| self.contains(address, length));
+        let range = range.ok_or_else(|| no_ram(address, length))?;
+        let first = align_up(range.start(), layout::PAGE).unwrap_or(range.end());
+        let last = align_down(range.end(), layout::PAGE);
+        if first >= last || !self.discard(first, last - first) {
+            return self.zero(address, length);
+        }
+        self.zero(address, first - address)?;
+        self.zero(last, range.end() - last)
+    }
+
+    fn discard(&self, address: u64, length: u64) -> bool {
+        // High RAM follows low RAM in the mapping.
+        let offset = match address.checked_sub(layout::FOUR_GIB) {
+            Some(above) => layout::LOW_RAM_MAX + above,
+            None => address,
+        };
+        match (usize::try_from(offset), usize::try_from(length)) {
+            (Ok(offset), Ok(length)) => self.mapping.discard(offset, length),
+            _ => false,
+        }
     }
 
     /// Reads `length` bytes of `file` from `offset` on, straight into guest memory.
@@ -213,67 +378,8 @@ fn load(
     Ok(())
 }
 
-fn no_ram(address: u64, length: usize) -> Error {
-    Error::NoRam { address, length: length as u64 }
-}
-
-/// Anonymous memory at a huge page's alignment, unmapped on drop.
-struct Mapping {
-    start: *mut u8,
-    size: usize,
-    reserved: *mut libc::c_void,
-    reserved_size: usize,
-}
-
-// SAFETY: the memory belongs to the process, not to a thread; it is reached only through
-// vm-memory's volatile accesses and by the guest.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-
-impl Mapping {
-    fn new(size: u64) -> Result<Self, Error> {
-        let failed = |source| Error::Map { size, source };
-        let too_large = || failed(io::ErrorKind::OutOfMemory.into());
-        let size = usize::try_from(size).map_err(|_| too_large())?;
-        let reserved_size = size.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
-        // SAFETY: a new anonymous mapping, wherever the kernel likes: it replaces nothing.
-        let reserved = unsafe { libc::mmap(ptr::null_mut(), reserved_size, PROT, FLAGS, -1, 0) };
-        if reserved == libc::MAP_FAILED {
-            return Err(failed(io::Error::last_os_error()));
-        }
-        let start = reserved.cast::<u8>();
-        let start = start.wrapping_add(start.align_offset(HUGE_PAGE));
-        // SAFETY: `size` bytes from `start` on are within the mapping made above, which has room
-        // for the alignment. Refusal means no huge pages, which is slower and nothing else.
-        unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
-        Ok(Self { start, size, reserved, reserved_size })
-    }
-
-    fn address(&self) -> u64 {
-        self.start.addr() as u64
-    }
-
-    fn region(&self, guest: u64) -> Result<GuestRegionMmap, Error> {
-        // SAFETY: the range lies within this mapping. Whoever keeps the region keeps the mapping
-        // with it: `GuestRam` drops its regions first, `load_bios` returns before.
-        let region = unsafe { MmapRegion::build_raw(self.start, self.size, PROT, FLAGS) };
-        region
-            .ok()
-            .and_then(|region| GuestRegionMmap::new(region, GuestAddress(guest)))
-            .ok_or_else(|| no_ram(guest, self.size))
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, in whole; nothing points into it any more (see
-        // `GuestRam`).
-        unsafe { libc::munmap(self.reserved, self.reserved_size) };
-    }
+fn no_ram(address: u64, length: u64) -> Error {
+    Error::NoRam { address, length }
 }
 
 #[cfg(test)]

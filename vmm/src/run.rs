@@ -9,6 +9,7 @@ use crate::control::{Control, Event, Request, RunState};
 use crate::devices::serial::Com1;
 use crate::image::{self, Images};
 use crate::machine::{self, Machine};
+use crate::memory::{self, GuestRam};
 use crate::outside;
 use crate::pidfile::{self, PidFile};
 use crate::qmp::{self, Server};
@@ -24,6 +25,9 @@ pub enum Error {
     /// The console.
     #[error(transparent)]
     Console(#[from] console::Error),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
     /// The machine.
     #[error(transparent)]
     Machine(#[from] machine::Error),
@@ -73,11 +77,14 @@ const DEATHS_MAX: u32 = 3;
 
 /// Runs the machine that `config` describes. A reset sets the machine up anew, from KVM_CREATE_VM
 /// on: no state of the old one can be forgotten that way. What belongs to the process stays: the
-/// files, COM1's two ends, QMP, the trace.
+/// files, COM1's two ends, QMP, the trace. So does guest RAM with its contents, as in QEMU: a file
+/// that it is in loses nothing, and who else maps that file goes on seeing the guest's memory.
 pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error> {
     let images = Images::open(config)?;
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
-    let mut machine = Machine::new(config, &images, &com1)?;
+    let bios_size = images.bios.as_ref().map(|bios| bios.size());
+    let ram = Arc::new(GuestRam::on(&config.backend, config.memory, bios_size)?);
+    let mut machine = Machine::new(config, &images, &ram, &com1)?;
     warn_about_kvm(&images);
     warn_about_features(config, &machine);
     let first = if config.start_stopped { RunState::Prelaunch } else { RunState::Running };
@@ -99,7 +106,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
             Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
             Next::Reset => {
                 drop(machine);
-                machine = Machine::new(config, &images, &com1)?;
+                machine = Machine::new(config, &images, &ram, &com1)?;
                 control.revive();
             }
         }

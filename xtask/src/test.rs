@@ -38,12 +38,13 @@ const MAPPED_ONCE: [&str; 2] = ["--package=regression", "--test=mapped_once"];
 /// Outside the workspace: built by another compiler when they fuzz.
 const FUZZ_TESTS: [&str; 3] =
     ["--manifest-path=fuzz/Cargo.toml", "--target-dir=target/fuzz", "--lib"];
-const QEMU_TESTS: [&str; 7] = [
+const QEMU_TESTS: [&str; 8] = [
     "--package=regression",
     "--test=qemu",
     "--test=qemu_pc",
     "--test=qemu_cpus",
     "--test=qemu_features",
+    "--test=qemu_memory",
     "--test=peers_defects",
     "--test=other_kernels",
 ];
@@ -82,12 +83,13 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 11] = [
+    let suites: [(&str, Place, &[&str]); 12] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
         ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
+        ("memory under microvm", payload.into(), &["--package=regression", "--test=memory"]),
         ("a machine's life", payload.into(), &["--package=regression", "--test=life"]),
         ("QMP by qemu.qmp", payload.into(), &["--package=regression", "--test=qmp"]),
         ("the image mapped once", payload.into(), &MAPPED_ONCE),

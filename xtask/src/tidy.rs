@@ -35,7 +35,7 @@ const UNSAFE_FILES: [&str; 16] = [
     "tests/tests/mapped_once.rs",
     "vmm/src/accel.rs",
     "vmm/src/machine.rs",
-    "vmm/src/memory.rs",
+    "vmm/src/memory/mapping.rs",
     "vmm/src/signals.rs",
     "vmm/src/vcpu.rs",
 ];

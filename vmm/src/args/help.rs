@@ -5,7 +5,7 @@ use super::machine::PROPERTIES;
 use crate::cpuid;
 
 /// Options of QEMU that ask for something that is not here, by what they are about.
-const REFUSED: [(&str, &[&str]); 15] = [
+const REFUSED: [(&str, &[&str]); 14] = [
     (
         "this version has no disks: give an initrd",
         &[
@@ -30,7 +30,6 @@ const REFUSED: [(&str, &[&str]); 15] = [
     ("use -serial: the firmware prints on COM1", &["-debugcon"]),
     ("use -qmp", &["-qmp-pretty"]),
     ("there is no debugger stub: QEMU's -accel tcg has one", &["-s", "-gdb", "-singlestep"]),
-    ("guest memory is given by -m", &["-object", "-numa", "-mem-path", "-mem-prealloc"]),
     ("device trees are not for x86", &["-dtb"]),
     (
         "a machine's state is not saved or moved, by design: start it anew, that is quick",
@@ -146,6 +145,12 @@ pub(super) fn machine_properties() -> String {
     text
 }
 
+pub(super) fn objects() -> String {
+    "List of user creatable objects:\n  memory-backend-file\n  memory-backend-memfd\n  \
+     memory-backend-ram\n"
+        .into()
+}
+
 pub(super) fn usage() -> String {
     format!("{}{}", version(), USAGE)
 }
@@ -163,6 +168,10 @@ the machine:
   -bios FILE        a BIOS image of 64 KiB to 1 MiB; it is offered the kernel by fw_cfg
   -L DIR            where else -bios is looked for
   -m SIZE           guest RAM: 64 (MiB), 512M, 1G, size=1G; 128M by default
+  -object memory-backend-memfd|memory-backend-file|memory-backend-ram,id=ID,size=SIZE[,...]
+                    what guest RAM is made of, for -M memory-backend=ID or -numa node,memdev=ID
+  -mem-path PATH    guest RAM in this file, or in a file without a name in this folder
+  -mem-prealloc     fill guest RAM in before the guest starts
   -smp N            virtual CPUs, 1 to 254
   -cpu host[,+FEATURE][,-FEATURE][,FEATURE=on|off][,enforce]
                     the CPU; -cpu help lists the features

@@ -25,13 +25,9 @@ impl Properties {
 
     /// The first item, which has no key or this one.
     pub fn positional(&mut self, key: &str) -> Result<String, Error> {
-        match self.items.first() {
-            Some(item)
-                if item.key.as_deref().is_none_or(|k| k == key) && !item.value.is_empty() =>
-            {
-                Ok(self.items.remove(0).value)
-            }
-            _ => Err(self.error(format!("the {key} must come first"))),
+        match self.implied(key).filter(|value| !value.is_empty()) {
+            Some(value) => Ok(value),
+            None => Err(self.error(format!("the {key} must come first"))),
         }
     }
 
@@ -40,9 +36,11 @@ impl Properties {
         self.items.iter().any(|item| item.key.is_none() && item.value == word)
     }
 
-    /// Whether the first item has no key.
-    pub fn begins_alone(&self) -> bool {
-        self.items.first().is_some_and(|item| item.key.is_none())
+    /// The first item, if it has no key or this one.
+    pub fn implied(&mut self, key: &str) -> Option<String> {
+        let item = self.items.first()?;
+        let is_meant = item.key.as_deref().is_none_or(|k| k == key);
+        is_meant.then(|| self.items.remove(0).value)
     }
 
     /// The last value given for `key`; earlier ones count for nothing, as in QEMU.

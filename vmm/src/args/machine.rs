@@ -4,14 +4,9 @@ use std::ffi::OsString;
 
 use super::{Opt, Request, Result, Seen, help};
 
-/// Guest RAM at the least: below 1 MiB the boot structures, above it a kernel.
-const MEMORY_MIN: u64 = 2 << 20;
-/// Guest RAM at the most: what 40 bits of guest-physical address reach, the least of x86-64.
-const MEMORY_MAX: u64 = (1 << 40) - (1 << 30);
-
 /// Properties of the machine that change nothing here, with the values that are true of it.
 /// Any other value asks for a device that is not here.
-pub(super) const PROPERTIES: [(&str, &[&str]); 15] = [
+pub(super) const PROPERTIES: [(&str, &[&str]); 14] = [
     ("pit", &["off", "auto"]),
     ("pic", &["off", "auto"]),
     ("rtc", &["off", "auto"]),
@@ -27,16 +22,12 @@ pub(super) const PROPERTIES: [(&str, &[&str]); 15] = [
     // They choose between ways of QEMU that the guest cannot tell apart here.
     ("x-option-roms", &["on", "off"]),
     ("auto-kernel-cmdline", &["on", "off"]),
-    ("dump-guest-core", &["on", "off"]),
 ];
 
 pub(super) fn take_machine(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
     let mut properties = option.properties(value)?;
-    let kind = match properties.begins_alone() {
-        true => properties.positional("type")?,
-        false => properties.take("type").unwrap_or_else(|| "microvm".into()),
-    };
-    match kind.as_str() {
+    // The type may be missing: there is one.
+    match properties.implied("type").as_deref().unwrap_or("microvm") {
         "help" => seen.print = Some(Request::Print(help::machines())),
         "microvm" if properties.has_alone("help") => {
             seen.print = Some(Request::Print(help::machine_properties()));
@@ -71,6 +62,7 @@ pub(super) fn take_property(seen: &mut Seen, option: &Opt, key: &str, value: &st
         "acpi" if value == "auto" => seen.config.acpi = true,
         "acpi" => seen.config.acpi = on()?,
         "isa-serial" => seen.config.isa_serial = on()?,
+        _ if seen.memory.take_property(option, key, value)? => {}
         _ => {
             let Some((_, allowed)) = PROPERTIES.iter().find(|(name, _)| *name == key) else {
                 let problem = format!("'{key}' is not a property of this microvm; remove it");
@@ -96,43 +88,6 @@ pub(super) fn take_accel(seen: &mut Seen, option: &Opt, value: OsString) -> Resu
         }
         other => Err(option.error(format!("'{other}' is not here: use -accel kvm"))),
     }
-}
-
-/// Bytes from `1G`, `size=1G` or `64` (MiB).
-pub(super) fn memory(option: &Opt, value: OsString) -> Result<u64> {
-    let mut properties = option.properties(value)?;
-    let text = properties.positional("size")?;
-    if let Some((key, _)) = properties.take_first() {
-        return Err(option.error(format!("'{key}' is not here: memory cannot be plugged in")));
-    }
-    let bytes = size(&text).ok_or_else(|| {
-        option.error(format!("'{text}' is no size: give MiB, or a number with K, M, G or T"))
-    })?;
-    if bytes < MEMORY_MIN {
-        return Err(option.error(format!("{text} is too little: give at least 2M")));
-    }
-    if bytes > MEMORY_MAX {
-        return Err(option.error(format!("{text} is too much: give at most 1023G")));
-    }
-    // Whole pages, as in QEMU.
-    abi::range::align_up(bytes, 8192).ok_or_else(|| option.error("too much"))
-}
-
-fn size(text: &str) -> Option<u64> {
-    let last = text.chars().last()?;
-    let (digits, shift) = match last.to_ascii_uppercase() {
-        'K' => (&text[..text.len() - 1], 10),
-        'M' => (&text[..text.len() - 1], 20),
-        'G' => (&text[..text.len() - 1], 30),
-        'T' => (&text[..text.len() - 1], 40),
-        'B' => (&text[..text.len() - 1], 0),
-        _ => (text, 20),
-    };
-    // `parse` alone would take a sign.
-    if !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// CPUs at the most: APIC ids are a byte, and the last one addresses all.

@@ -29,7 +29,7 @@ const EI_CLASS: usize = 4;
 /// Loads an ELF file's segments to their physical addresses.
 pub fn load(image: &Image, ram: &GuestRam) -> Result<Loaded, Error> {
     let refused = |problem: String| Error::Elf { path: image.path().into(), problem };
-    let range = extent(image).map_err(refused)?;
+    let Extent { range, unfilled } = extent(image).map_err(refused)?;
     if range.start() < layout::HIGH_RAM_START {
         let start = range.start();
         return Err(refused(format!("its first segment is at {start:#x}, below 1 MiB")));
@@ -40,6 +40,10 @@ pub fn load(image: &Image, ram: &GuestRam) -> Result<Loaded, Error> {
             "its segments reach to {:#x}: give it at least {needs} MiB by -m",
             range.end()
         )));
+    }
+    // RAM may hold what an earlier guest left, and a kernel's .bss is not in its file.
+    for part in unfilled {
+        ram.clear(part.start(), part.len())?;
     }
     let mut file = image.file();
     let start = Some(GuestAddress(layout::HIGH_RAM_START));
@@ -63,7 +67,13 @@ pub fn load(image: &Image, ram: &GuestRam) -> Result<Loaded, Error> {
 }
 
 /// What the segments cover.
-fn extent(image: &Image) -> Result<Range, String> {
+struct Extent {
+    range: Range,
+    /// Parts that no bytes of the file go to.
+    unfilled: Vec<Range>,
+}
+
+fn extent(image: &Image) -> Result<Extent, String> {
     let mut file = image.file();
     let mut header = Elf64_Ehdr::default();
     let read = |file: &mut &std::fs::File, at: u64, bytes: &mut [u8]| {
@@ -75,6 +85,7 @@ fn extent(image: &Image) -> Result<Range, String> {
         return Err("it is a 32-bit ELF file; only 64-bit ones are known here".into());
     }
     let mut covered: Option<Range> = None;
+    let mut unfilled = Vec::new();
     for index in 0..u64::from(header.e_phnum) {
         let mut segment = Elf64_Phdr::default();
         let size = size_of::<Elf64_Phdr>() as u64;
@@ -85,11 +96,14 @@ fn extent(image: &Image) -> Result<Range, String> {
         }
         let range = Range::new(segment.p_paddr, segment.p_memsz.max(segment.p_filesz))
             .ok_or("a segment is out of range")?;
+        let end = range.start() + segment.p_filesz;
+        unfilled.extend((end < range.end()).then(|| Range::between(end, range.end())));
         covered = Some(covered.map_or(range, |all| {
             Range::between(all.start().min(range.start()), all.end().max(range.end()))
         }));
     }
-    covered.ok_or_else(|| "it has no segment to load".into())
+    let range = covered.ok_or("it has no segment to load")?;
+    Ok(Extent { range, unfilled })
 }
 
 /// Loads the kernel and what it is told.

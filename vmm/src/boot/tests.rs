@@ -70,13 +70,22 @@ fn elf() -> Vec<u8> {
 }
 
 fn prepared(config: &Config, memory: u64) -> Result<(InitState, Option<Items>, GuestRam), Error> {
+    let bios_size = config.bios.as_ref().map(|path| path.metadata().unwrap().len());
+    let ram = GuestRam::new(memory, bios_size)?;
+    let (state, items) = prepared_in(&ram, config, memory)?;
+    Ok((state, items, ram))
+}
+
+fn prepared_in(
+    ram: &GuestRam,
+    config: &Config,
+    memory: u64,
+) -> Result<(InitState, Option<Items>), Error> {
     let config = &Config { memory, ..config.clone() };
     let images = Images::open(config)?;
-    let ram = GuestRam::new(memory, images.bios.as_ref().map(|bios| bios.size()))?;
     let acpi = acpi::Tables::new(config);
     let source = Source { config, images: &images, acpi: config.acpi.then_some(&acpi) };
-    let (state, items) = prepare(&source, &ram)?;
-    Ok((state, items, ram))
+    prepare(&source, ram)
 }
 
 fn at<const N: usize>(ram: &GuestRam, address: u64) -> [u8; N] {
@@ -133,6 +142,41 @@ fn an_elf_kernel_is_entered_by_pvh() {
     assert_eq!(get_u64(&info, 24), Some(0x2_0000));
     assert_eq!(get_u64(&info, 56), Some(128 * MIB - 0x2000), "the initrd");
     assert_eq!(&at(&ram, get_u64(&info, 32).unwrap()), b"RSD PTR ");
+}
+
+/// RAM keeps its contents over a reset, and a file may have had some before.
+#[test]
+fn what_ram_held_before_changes_nothing() {
+    let files = Files::new();
+    let bios = files.add("bios", &[0x90; 0x1_0000]);
+    let linux = with_kernel(&files, &bzimage(3));
+    let pvh = Config { kernel: files.add("vmlinux", &elf()), ..linux.clone() };
+    let firmware = Config { bios, ..pvh.clone() };
+    for config in [linux, pvh, firmware] {
+        let bios_size = config.bios.as_ref().map(|_| 0x1_0000);
+        let [clean, used] = [0, 0xa5].map(|byte| {
+            let ram = GuestRam::new(32 * MIB, bios_size).unwrap();
+            for page in 0..32 * MIB / 4096 {
+                ram.write(page * 4096, &[byte; 4096]).unwrap();
+            }
+            let (state, _) = prepared_in(&ram, &config, 32 * MIB).unwrap();
+            (state, ram)
+        });
+        assert_eq!(clean.0, used.0);
+        let tables = [layout::BOOT_PARAMS, layout::PAGE_TABLES, layout::PVH_INFO, layout::GDT];
+        let tables = tables.iter().filter(|range| at::<8>(&clean.1, range.start()) != [0; 8]);
+        // A bzImage clears what it unpacks itself to.
+        let placed = clean.0.placed.iter().filter(|(name, _)| *name != "kernel_run");
+        let placed = placed.map(|(_, range)| range);
+        for range in tables.chain(placed) {
+            let bytes = |ram: &GuestRam| {
+                let mut bytes = vec![0; usize::try_from(range.len()).unwrap()];
+                ram.read(range.start(), &mut bytes).unwrap();
+                bytes
+            };
+            assert!(bytes(&clean.1) == bytes(&used.1), "{range:?} of {config:?}");
+        }
+    }
 }
 
 #[test]
