@@ -1,8 +1,8 @@
 //! The MP table: CPUs and interrupts for a machine without ACPI.
 //!
 //! Source: Intel MultiProcessor Specification 1.4, chapter 4. The floating pointer goes to the
-//! EBDA, where kernels look first ([`POINTER`]); the table itself, which grows with the CPUs, to the
-//! segment that ACPI tables would take ([`TABLE`]).
+//! EBDA, where kernels look first ([`POINTER`]); the table itself, which grows with the CPUs, to
+//! the segment that ACPI tables would take ([`TABLE`]).
 
 use crate::bytes::{put, sum8};
 use crate::layout;
@@ -48,8 +48,8 @@ pub fn floating_pointer(table: u64) -> [u8; 16] {
     bytes
 }
 
-/// Bytes of the table: 20 a processor, 8 any other entry. With `irq0_override`, ISA's interrupt 0 is
-/// on the I/O APIC's pin 2.
+/// Bytes of the table: 20 a processor, 8 any other entry. With `irq0_override`, ISA's interrupt 0
+/// is on the I/O APIC's pin 2.
 pub const fn size(cpus: u32, irq0_override: bool) -> u64 {
     (HEADER as u64) + 20 * (cpus as u64) + 8 * (other_entries(irq0_override) as u64)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use abi::{layout, ports};
 
 use crate::bus::{Bus, Overlap};
-use crate::config::Config;
+use crate::config::{Config, Irqchip};
 use crate::control::Line;
 use crate::devices::debug_exit::DebugExit;
 use crate::devices::ged;
@@ -19,14 +19,37 @@ use crate::fw_cfg::FwCfg;
 /// Ports of COM1.
 const COM1_PORTS: u64 = 8;
 
+/// Where devices' interrupts go.
+enum Chips<M> {
+    /// To an I/O APIC of ours; the local APICs are KVM's.
+    Split(Arc<IoApic<M>>),
+    /// To KVM's I/O APIC and 8259s.
+    Kernel(Arc<M>),
+}
+
+impl<M: Messages + 'static> Chips<M> {
+    /// What makes an edge on `pin`.
+    fn line(&self, pin: u32) -> Line {
+        match self {
+            Self::Split(ioapic) => {
+                let ioapic = ioapic.clone();
+                Arc::new(move || ioapic.pulse(pin))
+            }
+            Self::Kernel(messages) => {
+                let messages = messages.clone();
+                Arc::new(move || messages.pulse(pin))
+            }
+        }
+    }
+}
+
 /// The buses of a machine with their devices.
 pub struct Board<M> {
     /// I/O ports.
     pub ports: Bus,
     /// Memory-mapped I/O.
     pub mmio: Bus,
-    /// The I/O APIC, which hears of interrupts' ends.
-    pub ioapic: Arc<IoApic<M>>,
+    chips: Chips<M>,
     /// COM1, which knows what the guest said last.
     pub com1: Arc<Com1>,
     events: Option<Arc<ged::Selector>>,
@@ -40,29 +63,41 @@ impl<M: Messages + 'static> Board<M> {
         com1: &Arc<Com1>,
         messages: M,
     ) -> Result<Self, Overlap> {
-        let ioapic = Arc::new(IoApic::new(messages));
-        let line = ioapic.clone();
-        com1.connect(Arc::new(move || line.pulse(ports::COM1_IRQ)));
-        let ports = plug_ports(config, fw_cfg, com1)?;
-
         let mut mmio = Bus::default();
-        mmio.insert(layout::IOAPIC, layout::IOAPIC_SIZE, ioapic.clone())?;
+        let chips = match config.irqchip() {
+            Irqchip::Split => {
+                let ioapic = Arc::new(IoApic::new(messages));
+                mmio.insert(layout::IOAPIC, layout::IOAPIC_SIZE, ioapic.clone())?;
+                Chips::Split(ioapic)
+            }
+            Irqchip::Kernel => Chips::Kernel(Arc::new(messages)),
+        };
+        com1.connect(chips.line(ports::COM1_IRQ));
+        let ports = plug_ports(config, fw_cfg, com1)?;
         let events = config.acpi.then(|| Arc::new(ged::Selector::default()));
         if let Some(events) = &events {
             mmio.insert(layout::GED, layout::GED_SIZE, events.clone())?;
             let registers = Arc::new(ged::Registers);
             mmio.insert(layout::GED_REGISTERS, layout::GED_REGISTERS_SIZE, registers)?;
         }
-        Ok(Self { ports, mmio, ioapic, com1: com1.clone(), events })
+        Ok(Self { ports, mmio, chips, com1: com1.clone(), events })
     }
 
     /// What presses the power button, if there is one.
     pub fn power_button(&self) -> Option<Line> {
-        let (events, ioapic) = (self.events.clone()?, self.ioapic.clone());
+        let (events, line) = (self.events.clone()?, self.chips.line(layout::GED_IRQ));
         Some(Arc::new(move || {
             events.note(ged::POWER_BUTTON);
-            ioapic.pulse(layout::GED_IRQ);
+            line();
         }))
+    }
+
+    /// A CPU is done with a level-triggered interrupt of this vector.
+    pub fn end_of_interrupt(&self, vector: u8) {
+        // KVM's own chips hear of it without us.
+        if let Chips::Split(ioapic) = &self.chips {
+            ioapic.end_of_interrupt(vector);
+        }
     }
 }
 

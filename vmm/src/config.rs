@@ -27,6 +27,8 @@ pub struct Config {
     pub serial: Serial,
     /// Whether ACPI describes the machine; if not, an MP table does.
     pub acpi: bool,
+    /// Whose interrupt chips there are, if that is said.
+    pub irqchip: Option<Irqchip>,
     /// Whether there is a COM1.
     pub isa_serial: bool,
     /// What is done when the guest resets itself, powers off or panics.
@@ -156,6 +158,24 @@ pub enum Serial {
     File(PathBuf),
 }
 
+/// Who has the interrupt chips beside the local APICs, which are KVM's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Irqchip {
+    /// This program has an I/O APIC; there is no 8259.
+    Split,
+    /// KVM has an I/O APIC and 8259s.
+    Kernel,
+}
+
+impl Config {
+    /// Whose interrupt chips there are. Without ACPI, a kernel that knows no MP tables (Debian's)
+    /// needs the 8259s for every device; with it, the split chip costs less to set up and to end
+    /// (docs/microvm.md).
+    pub fn irqchip(&self) -> Irqchip {
+        self.irqchip.unwrap_or(if self.acpi { Irqchip::Split } else { Irqchip::Kernel })
+    }
+}
+
 /// What is done about what the guest does to itself (QEMU's `-action`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Actions {
@@ -279,6 +299,7 @@ impl Default for Config {
             cpu: Cpu::default(),
             serial: Serial::Null,
             acpi: true,
+            irqchip: None,
             isa_serial: true,
             actions: Actions::default(),
             start_stopped: false,

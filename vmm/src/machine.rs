@@ -18,7 +18,7 @@ use crate::acpi;
 use crate::board::Board;
 use crate::boot::{self, InitState};
 use crate::bus::Overlap;
-use crate::config::{self, Config, OnMissing, PanicAction};
+use crate::config::{self, Config, Irqchip, OnMissing, PanicAction};
 use crate::control::Control;
 use crate::cpuid::{self, Cpuid, Topology};
 use crate::crew::Crew;
@@ -85,7 +85,12 @@ impl Machine {
             place_kvm_pages(&vm)?;
         }
         give_memory(&vm, ram)?;
-        split_irqchip(&vm)?;
+        match config.irqchip() {
+            Irqchip::Split => split_irqchip(&vm)?,
+            Irqchip::Kernel => {
+                vm.create_irq_chip().map_err(broken("making its interrupt chips"))?
+            }
+        }
         let mut cpuid = describe_cpu(&kvm, &config.cpu)?;
         let mut cpus = create_cpus(&vm, &mut cpuid, config.cpus)?;
 
@@ -213,6 +218,12 @@ impl Messages for Injector {
         let routes: Vec<_> = levels.iter().map(|(pin, message)| route(*pin, *message)).collect();
         if let Ok(routes) = KvmIrqRouting::from_entries(&routes) {
             let _ = self.0.set_gsi_routing(&routes);
+        }
+    }
+
+    fn pulse(&self, pin: u32) {
+        for level in [true, false] {
+            let _ = self.0.set_irq_line(pin, level);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The world outside the machine: its signals, and its patience with a guest that says nothing.
+//! The world outside the machine: signals, and patience with a silent guest.
 
 use std::io;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The QEMU Machine Protocol: JSON commands in, answers and events out.
 //!
-//! Source: QEMU, docs/interop/qmp-spec.rst. One thread a monitor waits for its client's bytes and for
-//! events, and is the only one that writes: whatever a client does or leaves undone, nothing but
-//! its own monitor waits for it.
+//! Source: QEMU, docs/interop/qmp-spec.rst. One thread a monitor waits for its client's bytes and
+//! for events, and is the only one that writes: whatever a client does or leaves undone, nothing
+//! but its own monitor waits for it.
 
 mod commands;
 mod mailbox;

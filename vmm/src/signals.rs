@@ -1,9 +1,10 @@
-//! Signals: those that end a process or press its power button, and the one that calls a CPU.
+//! Signals: those from outside, and the one that calls a CPU.
 //!
 //! A thread of its own takes the signals of the outside; every other thread has them blocked. What
 //! it wants of a CPU it writes down, and then wakes the CPU's thread. The handler of that wake-up
-//! sets the `immediate_exit` of the CPU that its thread runs, which KVM_RUN looks at after the signal
-//! can no longer be missed: so there is no gap between "nothing to do yet" and "in the guest".
+//! sets the `immediate_exit` of the CPU that its thread runs, which KVM_RUN looks at after the
+//! signal can no longer be missed: so there is no gap between "nothing to do yet" and "in the
+//! guest".
 #![expect(unsafe_code, reason = "signal handlers and masks have no safe form")]
 
 use std::cell::Cell;

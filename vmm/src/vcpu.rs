@@ -176,7 +176,7 @@ impl Vcpu {
             }
             Ok(VcpuExit::IoapicEoi(vector)) => {
                 crew.count(Exit::Eoi, || "I/O APIC");
-                crew.board.ioapic.end_of_interrupt(vector);
+                crew.board.end_of_interrupt(vector);
                 self.recent.push(Exit::Eoi, vector.into(), &[]);
             }
             Ok(VcpuExit::Shutdown) => {

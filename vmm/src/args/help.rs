@@ -130,6 +130,8 @@ pub(super) fn machine_properties() -> String {
     let mut text = String::from("microvm options:\n");
     for (name, values) in [
         ("acpi", "on (default), off, auto"),
+        ("kernel-irqchip", "split (default with ACPI), on (default without)"),
+        ("pic", "on, off: the 8259s of kernel-irqchip=on"),
         ("isa-serial", "on (default), off"),
         ("firmware", "FILE, as -bios"),
         ("kernel", "FILE, as -kernel"),

@@ -3,20 +3,18 @@
 use std::ffi::OsString;
 
 use super::{Opt, Request, Result, Seen, help};
+use crate::config::Irqchip;
 
 /// Properties of the machine that change nothing here, with the values that are true of it.
 /// Any other value asks for a device that is not here.
-pub(super) const PROPERTIES: [(&str, &[&str]); 14] = [
+pub(super) const PROPERTIES: [(&str, &[&str]); 11] = [
     ("pit", &["off", "auto"]),
-    ("pic", &["off", "auto"]),
     ("rtc", &["off", "auto"]),
     ("pcie", &["off", "auto"]),
     ("ioapic2", &["off", "auto"]),
     ("usb", &["off"]),
     ("smm", &["off", "auto"]),
     ("graphics", &["off"]),
-    ("kernel-irqchip", &["split", "on"]),
-    ("kernel_irqchip", &["split", "on"]),
     ("accel", &["kvm"]),
     ("vmport", &["off", "auto"]),
     // They choose between ways of QEMU that the guest cannot tell apart here.
@@ -61,6 +59,14 @@ pub(super) fn take_property(seen: &mut Seen, option: &Opt, key: &str, value: &st
         "append" => seen.config.append = value.into(),
         "acpi" if value == "auto" => seen.config.acpi = true,
         "acpi" => seen.config.acpi = on()?,
+        "kernel-irqchip" | "kernel_irqchip" if value == "split" => {
+            seen.config.irqchip = Some(Irqchip::Split);
+        }
+        "kernel-irqchip" | "kernel_irqchip" | "pic" if value != "auto" => {
+            // The 8259s are KVM's: there are none of ours.
+            seen.config.irqchip = Some(if on()? { Irqchip::Kernel } else { Irqchip::Split });
+        }
+        "pic" => {}
         "isa-serial" => seen.config.isa_serial = on()?,
         _ if seen.memory.take_property(option, key, value)? => {}
         _ => {

@@ -27,6 +27,8 @@ pub trait Messages: Send + Sync {
     /// Which pins are level-triggered and may fire, with their messages: the end of such an
     /// interrupt must come back by [`IoApic::end_of_interrupt`].
     fn watch(&self, levels: &[(u32, Message)]);
+    /// An edge on a pin of KVM's own chips, where those stand in for ours.
+    fn pulse(&self, pin: u32);
 }
 
 /// Register window: select, data, and (since version 0x20) end of interrupt.

@@ -20,7 +20,7 @@ const EFER_LMA: u64 = 1 << 10;
 const INSTRUCTION_MAX: usize = 15;
 
 /// What Linux prints before it restarts, by whatever way.
-const RESTARTS: &str = "Restarting system";
+const RESTARTS: [&str; 2] = ["reboot: Restarting system", "reboot: machine restart"];
 
 impl Vcpu {
     /// KVM_EXIT_INTERNAL_ERROR.
@@ -65,11 +65,11 @@ impl Vcpu {
         Error::GaveUp(self.describe(&format!("running the guest: {error}"), "", crew))
     }
 
-    /// A triple fault resets the machine, and nothing else would tell of it. Some kernels restart by
-    /// one on purpose: those say so before.
+    /// A triple fault resets the machine, and nothing else would tell of it. Some kernels restart
+    /// by one on purpose: those say so before.
     pub(super) fn tell_of_triple_fault<M: Messages + 'static>(&self, crew: &Crew<'_, M>) {
         let last = crew.board.com1.last_line();
-        if last.contains(RESTARTS) {
+        if RESTARTS.iter().any(|said| last.contains(said)) {
             return;
         }
         let cause = match (last.is_empty(), crew.progress().in_kernel) {
