@@ -10,7 +10,7 @@ use guest::tree_hash::TreeHash;
 use crate::products::{kernel, product};
 
 /// What a virtio disk on PCI needs of the distribution's kernel, each after what it needs itself.
-const MODULES: [&str; 6] = [
+pub const PCI_DISK: [&str; 6] = [
     "virtio/virtio_ring",
     "virtio/virtio",
     "virtio/virtio_pci_legacy_dev",
@@ -18,6 +18,8 @@ const MODULES: [&str; 6] = [
     "virtio/virtio_pci",
     "block/virtio_blk",
 ];
+/// What the power button needs of it.
+pub const POWER_BUTTON: [&str; 2] = ["acpi/button", "input/evdev"];
 
 /// Makes an ext4 image in `folder` with the guest's init on it.
 pub fn root_disk(folder: &Path) -> PathBuf {
@@ -33,15 +35,15 @@ pub fn root_disk(folder: &Path) -> PathBuf {
     image
 }
 
-/// Makes an initramfs in `folder`: the guest's, and the modules of a virtio disk.
-pub fn initramfs_with_modules(folder: &Path) -> PathBuf {
+/// Makes an initramfs in `folder`: the guest's, and these modules of the kernel's drivers.
+pub fn initramfs_with_modules(folder: &Path, modules: &[&str]) -> PathBuf {
     let kernel = kernel();
     let version = kernel.file_name().unwrap().to_str().unwrap().trim_start_matches("vmlinuz-");
     let package = kernel.ancestors().nth(2).unwrap();
     let drivers = package.join("lib/modules").join(version).join("kernel/drivers");
     let mut archive = fs::read(product("initramfs.cpio")).unwrap();
     add(&mut archive, "modules", 0o40755, b"");
-    for (order, module) in MODULES.iter().enumerate() {
+    for (order, module) in modules.iter().enumerate() {
         let path = drivers.join(format!("{module}.ko"));
         let content = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         add(&mut archive, &format!("modules/{order}.ko"), 0o100_644, &content);

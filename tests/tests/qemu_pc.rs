@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use regression::disk::{initramfs_with_modules, root_disk};
+use regression::disk::{PCI_DISK, initramfs_with_modules, root_disk};
 use regression::facts::{self, Facts, differences};
 use regression::machine::qemu;
 use regression::products::{kernel, product};
@@ -164,7 +164,7 @@ fn a_vm_generation_id_is_written_back() {
 fn debian_boots_from_a_virtio_disk_on_pci() {
     let folder = tempfile::tempdir().unwrap();
     let disk = root_disk(folder.path());
-    let initramfs = initramfs_with_modules(folder.path());
+    let initramfs = initramfs_with_modules(folder.path(), &PCI_DISK);
     for (machine, place) in [("pc", ""), ("q35", ""), ("q35", ",bus=socket")] {
         let append = "console=ttyS0 guest.root=/dev/vda";
         let mut command = qemu(machine, "256M", &kernel(), append);

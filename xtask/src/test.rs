@@ -31,6 +31,9 @@ const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 /// The lab's wall time for a whole suite.
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
 
+/// Modules that guests in the lab load, below the kernel's drivers.
+const DRIVERS: [&str; 2] = ["acpi/button.ko", "input/evdev.ko"];
+
 const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "--bins"];
 const HOST_TESTS: [&str; 5] =
     ["--package=regression", "--lib", "--test=image", "--test=contract", "--test=messages"];
@@ -38,16 +41,18 @@ const MAPPED_ONCE: [&str; 2] = ["--package=regression", "--test=mapped_once"];
 /// Outside the workspace: built by another compiler when they fuzz.
 const FUZZ_TESTS: [&str; 3] =
     ["--manifest-path=fuzz/Cargo.toml", "--target-dir=target/fuzz", "--lib"];
-const QEMU_TESTS: [&str; 8] = [
+const QEMU_TESTS: [&str; 9] = [
     "--package=regression",
     "--test=qemu",
     "--test=qemu_pc",
     "--test=qemu_cpus",
     "--test=qemu_features",
     "--test=qemu_memory",
+    "--test=qemu_options",
     "--test=peers_defects",
     "--test=other_kernels",
 ];
+const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machines"];
 const MATRIX: [&str; 2] = ["--package=regression", "--test=matrix"];
 const MATRIX_SAMPLE: [&str; 4] = ["--package=regression", "--test=matrix", "--", "--sample"];
 
@@ -83,7 +88,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 12] = [
+    let suites: [(&str, Place, &[&str]); 13] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
@@ -96,6 +101,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("our BIOS under QEMU", Place::Host, &QEMU_TESTS),
         (matrix.0, Place::Host, matrix.1),
         ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
+        ("Linux on many machines", uncounted(linux), &LINUX_MACHINES),
     ];
     let suites = suites.map(|(name, place, arguments)| tests.run(name, place, arguments));
     summarize(&suites.into_iter().collect::<Result<Vec<_>>>()?)
@@ -108,8 +114,10 @@ enum Place {
     Host,
     /// With this machine's KVM.
     Kvm,
-    /// In the nested lab.
+    /// In the nested lab, whose clock counts instructions.
     Lab,
+    /// In the nested lab, whose clock is the host's.
+    UncountedLab,
 }
 
 impl From<Ground> for Place {
@@ -121,12 +129,20 @@ impl From<Ground> for Place {
     }
 }
 
+/// Where guests with several CPUs run: the emulator that counts instructions stops them (docs/lab.md).
+fn uncounted(ground: Ground) -> Place {
+    match ground {
+        Ground::Kvm => Place::Kvm,
+        Ground::Lab => Place::UncountedLab,
+    }
+}
+
 impl Place {
     fn name(self) -> &'static str {
         match self {
             Self::Host => "host",
             Self::Kvm => "host KVM",
-            Self::Lab => "nested lab",
+            Self::Lab | Self::UncountedLab => "nested lab",
         }
     }
 }
@@ -149,6 +165,7 @@ struct Suite {
 
 struct Tests {
     kernel: PathBuf,
+    modules: PathBuf,
     standard_kernel: PathBuf,
     ipxe: PathBuf,
     memtest: PathBuf,
@@ -158,13 +175,21 @@ struct Tests {
 impl Tests {
     /// Has all that tests need and that is not built here.
     fn fetch() -> Result<Self> {
-        let (kernel, standard_kernel) = (fetch::kernel()?.vmlinuz, fetch::standard_kernel()?);
+        let fetch::Kernel { vmlinuz: kernel, modules, .. } = fetch::kernel()?;
+        let standard_kernel = fetch::standard_kernel()?;
         // The tests look for them beside the images.
         for image in [&kernel, &standard_kernel] {
             fetch::vmlinux(image)?;
         }
         let (ipxe, memtest) = (fetch::ipxe()?, fetch::memtest()?);
-        Ok(Self { kernel, standard_kernel, ipxe, memtest, qmp_client: fetch::qmp_client()? })
+        Ok(Self {
+            kernel,
+            modules,
+            standard_kernel,
+            ipxe,
+            memtest,
+            qmp_client: fetch::qmp_client()?,
+        })
     }
 
     fn run(&self, name: &'static str, place: Place, arguments: &[&str]) -> Result<Suite> {
@@ -173,10 +198,16 @@ impl Tests {
         let mut counts = Counts::default();
         let succeeded = match place {
             Place::Host | Place::Kvm => self.run_here(arguments, &mut counts)?,
-            Place::Lab => self.run_in_lab(arguments, &mut counts)?,
+            Place::Lab => self.run_in_lab(arguments, true, &mut counts)?,
+            Place::UncountedLab => self.run_in_lab(arguments, false, &mut counts)?,
         };
         let seconds = start.elapsed().as_secs();
         Ok(Suite { name, place, counts, succeeded, seconds })
+    }
+
+    /// Modules of the kernel that guests in the lab load.
+    fn drivers(&self) -> [PathBuf; 2] {
+        DRIVERS.map(|module| self.modules.join("kernel/drivers").join(module))
     }
 
     fn environment(&self) -> Result<[(OsString, OsString); 6]> {
@@ -206,16 +237,18 @@ impl Tests {
     }
 
     /// Runs the test program itself in the lab: one start of the lab for the whole suite.
-    fn run_in_lab(&self, arguments: &[&str], counts: &mut Counts) -> Result<bool> {
+    fn run_in_lab(&self, arguments: &[&str], icount: bool, counts: &mut Counts) -> Result<bool> {
         let program = test_program(arguments)?;
         let mut lab_run = LabRun::new([program.into_os_string(), "--test-threads=1".into()]);
-        lab_run.icount = true;
+        lab_run.icount = icount;
         lab_run.timeout = LAB_LIMIT;
         lab_run.environment.extend(self.environment()?);
         let dist = workspace::target("dist")?;
         // The VMM's own tests run the binary that cargo built for them.
         let debug_vmm = workspace::target("debug")?.join(build::MICROVM);
-        for file in [dist, self.kernel.clone(), debug_vmm, PathBuf::from("/bin/sh")] {
+        let shell = ["/bin/sh", "/bin/kill"].map(PathBuf::from);
+        let files = [dist, self.kernel.clone(), debug_vmm].into_iter().chain(shell);
+        for file in files.chain(self.drivers()) {
             if file.exists() {
                 lab_run.files.push(Carried { host: file.clone(), guest: file });
             }

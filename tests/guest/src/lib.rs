@@ -11,5 +11,7 @@ pub mod facts;
 pub mod firmware_times;
 pub mod lab;
 pub mod mark;
+pub mod modules;
 pub mod mounts;
+pub mod power_button;
 pub mod tree_hash;

@@ -3,6 +3,8 @@
 use super::*;
 use proptest::prelude::*;
 
+mod documented;
+
 fn run(line: &[&str]) -> Config {
     match parse(line.iter().map(OsString::from)) {
         Ok(Request::Run(config)) => *config,

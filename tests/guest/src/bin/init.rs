@@ -4,6 +4,7 @@
 //! - `guest.root=DEVICE`: loads the modules that `disk` describes, and goes on as the init of that
 //!   disk;
 //! - `guest.echo`: reads a line from the console and prints it back, before leaving;
+//! - `guest.exit=power-button`: loads the modules, waits until the button is pressed, powers off;
 //! - `guest.exit=poweroff|reboot|panic`: how to leave. Without it the guest powers off, or
 //!   restarts where there is no ACPI: there it could only halt, which nobody outside can see.
 
@@ -12,11 +13,13 @@ use std::process::ExitCode;
 
 use guest::console::Console;
 use guest::mounts::mount_kernel;
-use guest::{disk, facts, mark};
+use guest::{disk, facts, mark, modules, power_button};
 use rustix::system::{RebootCommand, reboot};
 
 /// The line that says that input is awaited.
 const ECHO_READY: &str = "guest-echo-ready";
+/// The line that says that the power button is awaited.
+const BUTTON_READY: &str = "guest-power-button-ready";
 
 fn main() -> ExitCode {
     let marked = mark::mark_init();
@@ -77,6 +80,12 @@ fn report(console: &mut Console, marked: &io::Result<()>) -> io::Result<Exit> {
             "guest.exit=poweroff" => exit = Exit::PowerOff,
             "guest.exit=reboot" => exit = Exit::Restart,
             "guest.exit=panic" => exit = Exit::Panic,
+            "guest.exit=power-button" => {
+                modules::load()?;
+                let mut button = power_button::open()?;
+                console.print(BUTTON_READY)?;
+                power_button::wait(&mut button)?;
+            }
             unknown => console.print_fact("guest-unknown-order", unknown)?,
         }
     }

@@ -1,0 +1,159 @@
+//! An unmodified distribution kernel on machines of many sizes, through their whole lives.
+//!
+//! Needs a /dev/kvm that runs kernel code natively, and that several CPUs at once can use: the
+//! host's, or the nested lab's with the host's clock (docs/lab.md).
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use regression::disk::{POWER_BUTTON, initramfs_with_modules};
+use regression::facts;
+use regression::machine::{Boot, microvm};
+use regression::products::{kernel, product};
+use regression::program::{Ended, run};
+
+/// Far above what the slowest ground takes for the largest machine.
+const DEADLINE: Duration = Duration::from_secs(180);
+const BOTH: [Boot; 2] = [Boot::Firmware, Boot::Direct];
+
+/// A machine.
+struct Machine {
+    cpus: u32,
+    memory: &'static str,
+    mib: u64,
+    acpi: bool,
+}
+
+const fn machine(cpus: u32, memory: &'static str, mib: u64, acpi: bool) -> Machine {
+    Machine { cpus, memory, mib, acpi }
+}
+
+/// Each number of CPUs, each size of memory, with ACPI and without.
+const MACHINES: [Machine; 7] = [
+    machine(1, "128M", 128, true),
+    machine(4, "2048M", 2048, true),
+    machine(16, "3072M", 3072, true),
+    machine(2, "5G", 5120, true),
+    machine(1, "3072M", 3072, false),
+    machine(1, "5G", 5120, false),
+    // Debian's kernel knows no MP tables, so it finds one CPU of the two.
+    machine(2, "256M", 256, false),
+];
+
+fn linux(boot: Boot, machine: &Machine, append: &str) -> Command {
+    let append = format!("console=ttyS0 {append}");
+    let mut command = microvm(boot, machine.memory, &kernel(), &append);
+    command.args(["-smp", &machine.cpus.to_string()]);
+    if !machine.acpi {
+        // Without ACPI there is no way to power off: it resets.
+        command.args(["-M", "microvm,acpi=off", "-no-reboot"]);
+    }
+    command
+}
+
+fn with_init(mut command: Command) -> Command {
+    command.arg("-initrd").arg(product("initramfs.cpio"));
+    command
+}
+
+/// What no kernel may have to say of a machine.
+const COMPLAINTS: [&str; 10] = [
+    "[Firmware Bug]",
+    "[Firmware Warn]",
+    "ACPI Error",
+    "ACPI BIOS Error",
+    "lost interrupt",
+    "nobody cared",
+    "spurious",
+    "calibration failed",
+    "Unable to calibrate",
+    "soft lockup",
+];
+
+fn check(boot: Boot, machine: &Machine) {
+    let ended = run(&mut with_init(linux(boot, machine, "")), b"", DEADLINE);
+    assert_eq!(ended.status, Some(0), "{ended}");
+    let facts = facts::parse(&ended.stdout).unwrap_or_else(|| panic!("no init: {ended}"));
+    let cpus = if machine.acpi { machine.cpus } else { 1 };
+    assert_eq!(facts["cpus"], cpus.to_string(), "{ended}");
+    assert_eq!(facts["acpi"], if machine.acpi { "yes" } else { "no" });
+    assert_eq!(facts["clocksource"], "kvm-clock");
+    assert_ne!(facts["serial_irqs"], "0", "the console runs on its interrupt");
+    check_memory(&facts["e820"], machine.mib, &ended);
+    let said = COMPLAINTS.iter().find(|complaint| ended.stdout.contains(**complaint));
+    assert_eq!(said, None, "{ended}");
+    // The rate of its clock comes from the host, not from counting against another.
+    assert!(ended.stdout.contains("kvm-clock: Using msrs"), "{ended}");
+    assert_eq!(ended.stderr, "", "{ended}");
+}
+
+/// RAM is all that was asked for but the EBDA's KiB and the 384 KiB below 1 MiB, the part above
+/// 3 GiB from 4 GiB on.
+fn check_memory(e820: &str, mib: u64, ended: &Ended) {
+    let ram: Vec<(u64, u64)> = e820
+        .split(',')
+        .filter_map(|entry| entry.strip_suffix(":System RAM"))
+        .filter_map(|range| range.split_once('-'))
+        .map(|(first, last)| {
+            let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16);
+            (number(first).unwrap(), number(last).unwrap() + 1)
+        })
+        .collect();
+    let total: u64 = ram.iter().map(|(start, end)| end - start).sum();
+    assert_eq!(total, (mib << 20) - (385 << 10), "{e820}: {ended}");
+    let high = ram.iter().any(|(start, _)| *start == 4 << 30);
+    assert_eq!(high, mib > 3072, "{e820}: {ended}");
+    assert!(ram.iter().all(|(start, end)| *end <= 3 << 30 || *start >= 4 << 30), "{e820}");
+}
+
+#[test]
+fn every_machine_is_what_was_asked_for_and_nothing_is_complained_of() {
+    for boot in BOTH {
+        for machine in &MACHINES {
+            check(boot, machine);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_reboots_starts_again_three_times_in_one_process() {
+    let machine = machine(2, "256M", 256, true);
+    for boot in BOTH {
+        let mut command = with_init(linux(boot, &machine, "quiet guest.exit=reboot"));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let lines = output.split(b'\n').map_while(Result::ok);
+        let starts = lines.filter(|line| line.starts_with(b"init=1")).take(4).count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(starts, 4, "{boot:?}");
+    }
+}
+
+#[test]
+fn sigterm_ends_it_through_the_power_button() {
+    let folder = tempfile::tempdir().unwrap();
+    let initramfs = initramfs_with_modules(folder.path(), &POWER_BUTTON);
+    let machine = machine(2, "256M", 256, true);
+    for boot in BOTH {
+        let mut command = linux(boot, &machine, "guest.exit=power-button");
+        command.arg("-initrd").arg(&initramfs);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut seen = String::new();
+        while !seen.contains("guest-power-button-ready") {
+            let mut line = Vec::new();
+            assert_ne!(output.read_until(b'\n', &mut line).unwrap(), 0, "{seen}");
+            seen.push_str(&String::from_utf8_lossy(&line));
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let mut rest = Vec::new();
+        output.read_to_end(&mut rest).unwrap();
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(rest.contains("Power down"), "{seen}{rest}");
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{rest}");
+    }
+}
