@@ -159,3 +159,49 @@ fn a_reset_starts_the_same_machine_again() {
         assert_eq!(same(facts[1]), same(facts[2]));
     }
 }
+
+/// Starts a machine whose BIOS halts at once, and reads its messages until one has `word`.
+fn silent(append: &str, word: &str) -> String {
+    let bios = tempfile::NamedTempFile::new().unwrap();
+    // Nothing but `hlt`, at the reset vector too.
+    std::fs::write(bios.path(), [0xf4; 0x1_0000]).unwrap();
+    let mut command = Command::new(product("microvm"));
+    command.arg("-bios").arg(bios.path()).arg("-kernel").arg(product("payload.bzImage"));
+    command.args(["-nodefaults", "-serial", "stdio", "-append", append]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut messages = child.stderr.take().unwrap();
+    let mut said = String::new();
+    while !said.contains(word) {
+        let mut bytes = [0; 256];
+        let count = messages.read(&mut bytes).unwrap();
+        assert_ne!(count, 0, "the machine ended: {said}");
+        said.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    said
+}
+
+#[test]
+fn a_guest_that_says_nothing_is_wondered_at() {
+    let without = std::thread::spawn(|| silent("quiet", "CPU 0 at"));
+    let with = silent("console=ttyS0 quiet", "CPU 0 at");
+    assert!(with.contains("may lack a driver for COM1"), "{with}");
+    let without = without.join().unwrap();
+    assert!(without.contains("-append has no console=ttyS0"), "{without}");
+    assert!(without.contains("before the firmware's first sign"), "{without}");
+}
+
+#[test]
+fn a_firmware_s_line_is_not_lost_with_the_console() {
+    // 4 MiB hold the firmware, but not the initrd.
+    let initrd = tempfile::NamedTempFile::new().unwrap();
+    initrd.as_file().set_len(3 << 20).unwrap();
+    let mut command = Command::new(product("microvm"));
+    command.arg("-bios").arg(product("bios-microvm.bin"));
+    command.arg("-kernel").arg(product("payload.bzImage")).arg("-initrd").arg(initrd.path());
+    let ended = run(command.args(["-m", "4M", "-serial", "null"]), b"", DEADLINE);
+    assert_eq!(ended.status, Some(1), "{ended}");
+    assert!(ended.stderr.contains("bios-microvm: error 45: "), "{ended}");
+}

@@ -71,6 +71,12 @@ const COMPLAINTS: [&str; 10] = [
     "soft lockup",
 ];
 
+fn is_complaint(line: &str, machine: &Machine) -> bool {
+    // Of a machine without ACPI it says that there is none.
+    let expected = !machine.acpi && line.contains("A valid RSDP was not found");
+    !expected && COMPLAINTS.iter().any(|complaint| line.contains(complaint))
+}
+
 fn check(boot: Boot, machine: &Machine) {
     let ended = run(&mut with_init(linux(boot, machine, "")), b"", DEADLINE);
     assert_eq!(ended.status, Some(0), "{ended}");
@@ -81,8 +87,8 @@ fn check(boot: Boot, machine: &Machine) {
     assert_eq!(facts["clocksource"], "kvm-clock");
     assert_ne!(facts["serial_irqs"], "0", "the console runs on its interrupt");
     check_memory(&facts["e820"], machine.mib, &ended);
-    let said = COMPLAINTS.iter().find(|complaint| ended.stdout.contains(**complaint));
-    assert_eq!(said, None, "{ended}");
+    let complaint = ended.stdout.lines().find(|line| is_complaint(line, machine));
+    assert_eq!(complaint, None, "{ended}");
     // The rate of its clock comes from the host, not from counting against another.
     assert!(ended.stdout.contains("kvm-clock: Using msrs"), "{ended}");
     assert_eq!(ended.stderr, "", "{ended}");

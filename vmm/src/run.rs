@@ -40,9 +40,9 @@ pub enum Error {
     /// No thread for the signals.
     #[error("starting the thread that takes signals: {0}")]
     Signals(std::io::Error),
-    /// The firmware.
-    #[error("the firmware gave up: its line on COM1 says why (-serial stdio shows it)")]
-    Firmware,
+    /// The firmware, with its last line on COM1, wherever that leads.
+    #[error("the firmware gave up: {0}")]
+    Firmware(String),
     /// It dies as soon as it lives.
     #[error(
         "the guest died {DEATHS_MAX} times in a row by a triple fault, without a word on COM1: it \
@@ -100,7 +100,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
             End::Reset(TRIPLE_FAULT) if !com1.is_written() => deaths + 1,
             _ => 0,
         };
-        match follow(config, &control, end)? {
+        match follow(config, &control, &com1, end)? {
             Next::End(outcome) => return Ok(outcome),
             Next::GoOn => {}
             Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
@@ -113,6 +113,12 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     }
 }
 
+/// What the firmware said last, which is why it gave up.
+fn firmware_line(com1: &Com1) -> String {
+    let line = com1.last_line();
+    if line.is_empty() { "it said nothing on COM1".into() } else { line }
+}
+
 /// What comes after a run of the machine.
 enum Next {
     /// The machine is set up anew.
@@ -123,7 +129,7 @@ enum Next {
     End(Outcome),
 }
 
-fn follow(config: &Config, control: &Control, end: End) -> Result<Next, Error> {
+fn follow(config: &Config, control: &Control, com1: &Com1, end: End) -> Result<Next, Error> {
     let actions = config.actions;
     Ok(match end {
         End::PowerOff => match actions.shutdown {
@@ -166,7 +172,7 @@ fn follow(config: &Config, control: &Control, end: End) -> Result<Next, Error> {
             }
             PanicAction::Shutdown | PanicAction::None => finish(control, "guest-panic", "panic", 0),
         },
-        End::FirmwareFailed => return Err(Error::Firmware),
+        End::FirmwareFailed => return Err(Error::Firmware(firmware_line(com1))),
     })
 }
 
