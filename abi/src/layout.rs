@@ -93,6 +93,10 @@ pub const GED_IRQ: u32 = 9;
 pub const VIRTIO_MMIO: u64 = 0xfeb0_0000;
 /// Bytes from one virtio-mmio transport to the next.
 pub const VIRTIO_MMIO_STRIDE: u64 = 0x200;
+/// The interrupt of the first transport on a machine with ACPI and one I/O APIC.
+pub const VIRTIO_GSI: u32 = 16;
+/// The interrupt of the first transport on a machine without ACPI, where it must be one of ISA's.
+pub const VIRTIO_IRQ: u32 = 5;
 
 /// The I/O APIC.
 pub const IOAPIC: u64 = 0xfec0_0000;

@@ -72,7 +72,6 @@ const REFUSED_HERE: [&str; 5] = [
     "MEMFD",
     "MEMFD -numa node,memdev=m -numa node",
     "-object iothread,id=i",
-    "-object rng-random,id=r",
 ];
 
 /// What QEMU 7.2 refuses and we take: a node says nothing that is not so anyway.

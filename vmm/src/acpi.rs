@@ -20,6 +20,7 @@ use acpi_tables::{Aml, aml};
 
 use crate::config::Config;
 use crate::devices::ged;
+use crate::virtio::slots::{self, Slot};
 
 const OEM_ID: [u8; 6] = *b"MICROV";
 const OEM_TABLE_ID: [u8; 8] = *b"MICROVM ";
@@ -277,6 +278,7 @@ fn system_bus(config: &Config) -> Vec<u8> {
     let mut parts = vec![fw_cfg(), power_button(), event_device()];
     parts.extend(config.isa_serial.then(serial));
     parts.extend(config.pvpanic.map(|device| pvpanic(device.ioport)));
+    parts.extend(slots::in_order(true).take(config.virtio.len()).map(virtio));
     let parts: Vec<_> = parts.into_iter().map(Bytes).collect();
     let children = parts.iter().map(|part| part as &dyn Aml).collect();
     bytes_of(&aml::Scope::new("_SB_".into(), children))
@@ -293,6 +295,20 @@ fn serial() -> Vec<u8> {
         vec![
             &aml::IO::new(ports::COM1, ports::COM1, 1, 8),
             &aml::Interrupt::new(true, true, false, false, ports::COM1_IRQ),
+        ],
+    )
+}
+
+/// A virtio transport: its registers, and its interrupt. QEMU has a level here; an edge means the
+/// same to a driver, which asks the interrupt status, and spares the exit at its end.
+fn virtio(slot: Slot) -> Vec<u8> {
+    let Slot { number, address, gsi } = slot;
+    device(
+        &format!("VR{number:02}"),
+        vec![name_is("_HID", &"LNRO0005"), name_is("_UID", &number)],
+        vec![
+            &aml::Memory32Fixed::new(true, low(address), low(layout::VIRTIO_MMIO_STRIDE)),
+            &aml::Interrupt::new(true, true, false, false, gsi),
         ],
     )
 }

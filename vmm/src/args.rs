@@ -13,6 +13,7 @@ mod memory;
 mod monitor;
 mod size;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -53,6 +54,9 @@ struct Seen {
     // The chardevs of monitors, and of COM1.
     monitors: Vec<String>,
     serial_chardev: Option<String>,
+    // Entropy devices by their number and their backend's id, and such backends' files.
+    rngs: Vec<(usize, Option<String>)>,
+    rng_objects: BTreeMap<String, PathBuf>,
     // Where BIOS images are looked for.
     data_dirs: Vec<PathBuf>,
     print: Option<Request>,
@@ -87,6 +91,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
 
 fn finish(mut seen: Seen) -> Result<Request> {
     monitor::connect(&mut seen)?;
+    device::connect(&mut seen)?;
     // As in QEMU: -nographic puts the first serial port on the terminal, unless there are to be
     // no defaults.
     let by_default =
@@ -200,7 +205,12 @@ fn take_option(
         "-accel" => machine::take_accel(seen, option, value()?)?,
         "-cpu" => cpu::take(seen, option, value()?)?,
         "-m" => seen.memory.take_size(option, value()?)?,
-        "-object" => memory::take_object(seen, option, value()?)?,
+        "-object" => match value()? {
+            object if object.to_string_lossy().starts_with("rng-") => {
+                device::take_rng_object(seen, option, object)?;
+            }
+            object => memory::take_object(seen, option, object)?,
+        },
         "-numa" => seen.memory.take_numa(option, value()?)?,
         "-mem-path" => seen.memory.path = Some(option.path(value()?)?),
         "-smp" => config.cpus = machine::cpus(option, value()?)?,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use abi::{layout, ports};
 
-use crate::bus::{Bus, Overlap};
+use crate::bus::{self, Bus, Overlap};
 use crate::config::{Config, Irqchip};
 use crate::control::Line;
 use crate::devices::debug_exit::DebugExit;
@@ -15,6 +15,9 @@ use crate::devices::post::Post;
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::serial::Com1;
 use crate::fw_cfg::FwCfg;
+use crate::memory::GuestRam;
+use crate::virtio::mmio::{EmptySlot, Transport};
+use crate::virtio::{self, slots};
 
 /// Ports of COM1.
 const COM1_PORTS: u64 = 8;
@@ -61,6 +64,8 @@ impl<M: Messages + 'static> Board<M> {
         config: &Config,
         fw_cfg: Option<FwCfg>,
         com1: &Arc<Com1>,
+        virtio: Vec<Box<dyn virtio::Device>>,
+        ram: &Arc<GuestRam>,
         messages: M,
     ) -> Result<Self, Overlap> {
         let mut mmio = Bus::default();
@@ -74,6 +79,7 @@ impl<M: Messages + 'static> Board<M> {
         };
         com1.connect(chips.line(ports::COM1_IRQ));
         let ports = plug_ports(config, fw_cfg, com1)?;
+        plug_virtio(config, virtio, ram, &chips, &mut mmio)?;
         let events = config.acpi.then(|| Arc::new(ged::Selector::default()));
         if let Some(events) = &events {
             mmio.insert(layout::GED, layout::GED_SIZE, events.clone())?;
@@ -99,6 +105,25 @@ impl<M: Messages + 'static> Board<M> {
             ioapic.end_of_interrupt(vector);
         }
     }
+}
+
+/// Puts the devices into their slots; the others say that they are empty.
+fn plug_virtio<M: Messages + 'static>(
+    config: &Config,
+    devices: Vec<Box<dyn virtio::Device>>,
+    ram: &Arc<GuestRam>,
+    chips: &Chips<M>,
+    bus: &mut Bus,
+) -> Result<(), Overlap> {
+    let mut devices = devices.into_iter();
+    for slot in slots::in_order(config.acpi) {
+        let device: Arc<dyn bus::Device> = match devices.next() {
+            Some(device) => Arc::new(Transport::new(device, ram.clone(), chips.line(slot.gsi))),
+            None => Arc::new(EmptySlot),
+        };
+        bus.insert(slot.address, layout::VIRTIO_MMIO_STRIDE, device)?;
+    }
+    Ok(())
 }
 
 fn plug_ports(config: &Config, fw_cfg: Option<FwCfg>, com1: &Arc<Com1>) -> Result<Bus, Overlap> {

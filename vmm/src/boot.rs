@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::fw_cfg::Items;
 use crate::image::{Format, Images};
 use crate::memory::{self, GuestRam};
+use crate::virtio::slots;
 pub use state::{CODE_OR_DATA, Cpu, InitState, Segment, Table};
 
 /// Why a machine cannot boot.
@@ -67,9 +68,16 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The command line with its NUL.
+    /// The command line with its NUL, and with the devices that only it can tell of.
     pub fn command_line_bytes(&self) -> Vec<u8> {
-        [self.config.append.as_bytes(), &[0]].concat()
+        let mut text = self.config.append.clone();
+        // ACPI lists them itself.
+        if !self.config.acpi && self.config.auto_kernel_cmdline {
+            let slots = slots::in_order(false).take(self.config.virtio.len());
+            text.extend(slots.map(slots::parameter));
+        }
+        text.push('\0');
+        text.into_bytes()
     }
 
     /// Bytes of the initrd.

@@ -39,6 +39,10 @@ pub struct Config {
     pub debug_exit: Option<DebugExit>,
     /// The pvpanic device.
     pub pvpanic: Option<PvPanic>,
+    /// Virtio devices, in the order of the command line.
+    pub virtio: Vec<Virtio>,
+    /// A Linux without ACPI is told of virtio devices on its command line.
+    pub auto_kernel_cmdline: bool,
     /// Where QMP is spoken.
     pub qmp: Vec<Qmp>,
     /// The guest's name.
@@ -242,6 +246,22 @@ pub struct PvPanic {
     pub events: u8,
 }
 
+/// A virtio device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Virtio {
+    /// The entropy device, and the file that it reads.
+    Rng(PathBuf),
+}
+
+impl Virtio {
+    /// QEMU's name of it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Rng(_) => "virtio-rng-device",
+        }
+    }
+}
+
 /// Where QMP is spoken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Qmp {
@@ -305,6 +325,8 @@ impl Default for Config {
             start_stopped: false,
             debug_exit: None,
             pvpanic: None,
+            virtio: Vec::new(),
+            auto_kernel_cmdline: true,
             qmp: Vec::new(),
             name: None,
             process_name: None,

@@ -33,3 +33,4 @@ pub mod run;
 pub mod signals;
 pub mod trace;
 pub mod vcpu;
+pub mod virtio;

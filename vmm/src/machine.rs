@@ -29,6 +29,8 @@ use crate::image::Images;
 use crate::memory::GuestRam;
 use crate::trace::Trace;
 use crate::vcpu::{self, End, Vcpu};
+use crate::virtio;
+use crate::virtio::rng::Rng;
 
 /// Why a machine cannot be set up or run.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,16 @@ pub enum Error {
     /// Two devices at one place.
     #[error("-device: {0}")]
     Overlap(#[from] Overlap),
+    /// What a device is made of.
+    #[error("-device {device}: '{path}': {source}")]
+    Device {
+        /// QEMU's name of it.
+        device: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The host's reason.
+        source: std::io::Error,
+    },
     /// A CPU.
     #[error(transparent)]
     Cpu(#[from] vcpu::Error),
@@ -103,7 +115,9 @@ impl Machine {
             first.load(&state)?;
         }
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
-        let board = Board::new(config, fw_cfg, com1, Injector(vm.clone()))?;
+        let devices = virtio_devices(config)?;
+        let messages = Injector(vm.clone());
+        let board = Board::new(config, fw_cfg, com1, devices, ram, messages)?;
         let (on_panic, ram) = (config.actions.panic, ram.clone());
         Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, cpuid, stamps })
     }
@@ -139,6 +153,22 @@ impl Machine {
         let tsc_khz = self.cpus.first().and_then(Vcpu::tsc_khz);
         trace.firmware(stamps.map(|stamps| (stamps, tsc_khz)));
     }
+}
+
+fn virtio_devices(config: &Config) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
+    let make = |device: &config::Virtio| -> Result<Box<dyn virtio::Device>, Error> {
+        match device {
+            config::Virtio::Rng(source) => match Rng::new(source) {
+                Ok(device) => Ok(Box::new(device)),
+                Err(error) => Err(Error::Device {
+                    device: device.name(),
+                    path: source.clone(),
+                    source: error,
+                }),
+            },
+        }
+    };
+    config.virtio.iter().map(make).collect()
 }
 
 /// Offers the file that the firmware writes its stamps to; the file's bytes.

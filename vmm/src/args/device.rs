@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use abi::ports;
 
 use super::{Opt, Properties, Request, Result, Seen, help};
-use crate::config::{DebugExit, PvPanic};
+use crate::config::{DebugExit, PvPanic, Virtio};
 use crate::devices::pvpanic::{CRASH_LOADED, PANICKED};
+use crate::virtio::slots;
 
 /// A kind of device, for who lists them.
 pub struct Kind {
@@ -22,7 +23,7 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 3] = [
+pub const KINDS: [Kind; 4] = [
     Kind {
         name: "isa-debug-exit",
         bus: "ISA",
@@ -38,6 +39,13 @@ pub const KINDS: [Kind; 3] = [
         add: add_pvpanic,
     },
     Kind {
+        name: "virtio-rng-device",
+        bus: "virtio-bus",
+        description: "the host's entropy, as /dev/hwrng",
+        properties: &[("rng", "link<rng-backend>")],
+        add: add_rng,
+    },
+    Kind {
         name: "i8042",
         bus: "ISA",
         description: "the keyboard controller's reset line, which is there anyway",
@@ -49,7 +57,7 @@ pub const KINDS: [Kind; 3] = [
 /// What else QEMU has, and why it is not here: the beginning of names, and the reason.
 const REFUSED: [(&[&str], &str); 6] = [
     (&["vfio-"], "the host's devices cannot be passed through, by design: this machine has no PCI"),
-    (&["virtio-", "vhost-", "virtconsole"], "this version has no virtio devices"),
+    (&["virtio-", "vhost-", "virtconsole"], "of virtio, this version has virtio-rng-device"),
     (&["isa-debugcon"], "use -serial: the firmware prints on COM1"),
     (&["isa-serial"], "COM1 is there anyway, and is the only one"),
     (&["usb-", "qemu-xhci", "nec-usb", "piix3-usb"], "this machine has no USB"),
@@ -92,6 +100,54 @@ fn add_debug_exit(seen: &mut Seen, option: &Opt, properties: &mut Properties) ->
         Some(_) => Err(option.error("isa-debug-exit: give it once")),
         None => Ok(()),
     }
+}
+
+/// Its backend is looked up when all options are known: their order does not matter.
+fn add_rng(seen: &mut Seen, _: &Opt, properties: &mut Properties) -> Result<()> {
+    let backend = properties.take("rng");
+    seen.rngs.push((seen.config.virtio.len(), backend));
+    seen.config.virtio.push(Virtio::Rng(RANDOM.into()));
+    Ok(())
+}
+
+/// The host's entropy: what rng-builtin is, and rng-random by default.
+const RANDOM: &str = "/dev/urandom";
+
+/// `-object rng-builtin,id=ID` or `-object rng-random,id=ID[,filename=FILE]`.
+pub(super) fn take_rng_object(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
+    let mut properties = option.properties(value)?;
+    let kind = properties.positional("qom-type")?;
+    let Some(id) = properties.take("id") else {
+        return Err(option.error(format!("{kind}: give it an id=")));
+    };
+    let file = match kind.as_str() {
+        "rng-random" => properties.take("filename").unwrap_or_else(|| RANDOM.into()),
+        "rng-builtin" => RANDOM.into(),
+        _ => return Err(option.error(format!("{kind} is not here: use rng-builtin or rng-random"))),
+    };
+    if seen.rng_objects.insert(id.clone(), file.into()).is_some() {
+        return Err(option.error(format!("id={id} is there already")));
+    }
+    properties.finish()
+}
+
+/// Gives the devices their backends, and counts them.
+pub(super) fn connect(seen: &mut Seen) -> Result<()> {
+    let option = super::option("-device");
+    for (index, backend) in std::mem::take(&mut seen.rngs) {
+        let Some(id) = backend else { continue };
+        let missing = || option.error(format!("virtio-rng-device: there is no -object id={id}"));
+        let file = seen.rng_objects.get(&id).ok_or_else(missing)?;
+        if let Some(device) = seen.config.virtio.get_mut(index) {
+            *device = Virtio::Rng(file.clone());
+        }
+    }
+    let (count, slots) = (seen.config.virtio.len(), slots::COUNT as usize);
+    if count > slots {
+        let problem = format!("{count} virtio devices: the machine has slots for {slots}");
+        return Err(option.error(problem));
+    }
+    Ok(())
 }
 
 fn add_pvpanic(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {

@@ -133,6 +133,7 @@ pub(super) fn machine_properties() -> String {
         ("kernel-irqchip", "split (default with ACPI), on (default without)"),
         ("pic", "on, off: the 8259s of kernel-irqchip=on"),
         ("isa-serial", "on (default), off"),
+        ("auto-kernel-cmdline", "on (default), off: virtio_mmio.device= without ACPI"),
         ("firmware", "FILE, as -bios"),
         ("kernel", "FILE, as -kernel"),
         ("initrd", "FILE, as -initrd"),

@@ -7,7 +7,7 @@ use crate::config::Irqchip;
 
 /// Properties of the machine that change nothing here, with the values that are true of it.
 /// Any other value asks for a device that is not here.
-pub(super) const PROPERTIES: [(&str, &[&str]); 11] = [
+pub(super) const PROPERTIES: [(&str, &[&str]); 10] = [
     ("pit", &["off", "auto"]),
     ("rtc", &["off", "auto"]),
     ("pcie", &["off", "auto"]),
@@ -19,7 +19,6 @@ pub(super) const PROPERTIES: [(&str, &[&str]); 11] = [
     ("vmport", &["off", "auto"]),
     // They choose between ways of QEMU that the guest cannot tell apart here.
     ("x-option-roms", &["on", "off"]),
-    ("auto-kernel-cmdline", &["on", "off"]),
 ];
 
 pub(super) fn take_machine(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
@@ -67,6 +66,7 @@ pub(super) fn take_property(seen: &mut Seen, option: &Opt, key: &str, value: &st
             seen.config.irqchip = Some(if on()? { Irqchip::Kernel } else { Irqchip::Split });
         }
         "pic" => {}
+        "auto-kernel-cmdline" => seen.config.auto_kernel_cmdline = on()?,
         "isa-serial" => seen.config.isa_serial = on()?,
         _ if seen.memory.take_property(option, key, value)? => {}
         _ => {

@@ -17,8 +17,7 @@ const SIZE_MAX: u64 = (1 << 40) - (1 << 30);
 const SIZE_STEP: u64 = 8192;
 
 /// Objects of QEMU that are not here, and why.
-const REFUSED: [(&[&str], &str); 5] = [
-    (&["rng-builtin", "rng-random", "rng-egd"], "this version has no virtio-rng that would use it"),
+const REFUSED: [(&[&str], &str); 4] = [
     (&["iothread"], "this version has no device that runs in a thread of its own"),
     (&["secret", "secret_keyring", "tls-creds-psk", "tls-creds-x509"], "nothing here asks for one"),
     (&["memory-backend-shm"], "use memory-backend-memfd, which is shared too"),

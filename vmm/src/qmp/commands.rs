@@ -53,6 +53,7 @@ impl Machine {
         add("isa-serial", config.isa_serial);
         add("isa-debug-exit", config.debug_exit.is_some());
         add("pvpanic", config.pvpanic.is_some());
+        config.virtio.iter().for_each(|device| add(device.name(), true));
         let (name, serial) = (config.name.clone(), config.serial.clone());
         Self { control, name, memory: config.memory, serial, devices }
     }

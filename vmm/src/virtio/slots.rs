@@ -48,8 +48,14 @@ mod tests {
     fn slots_are_qemu_s() {
         let first = in_order(false).next().unwrap();
         assert_eq!(parameter(first), " virtio_mmio.device=512@0xfeb00e00:12");
-        assert_eq!(parameter(in_order(false).nth(2).unwrap()), " virtio_mmio.device=512@0xfeb00a00:10");
-        assert_eq!(in_order(true).map(|slot| slot.gsi).collect::<Vec<_>>(), [23, 22, 21, 20, 19, 18, 17, 16]);
+        assert_eq!(
+            parameter(in_order(false).nth(2).unwrap()),
+            " virtio_mmio.device=512@0xfeb00a00:10"
+        );
+        assert_eq!(
+            in_order(true).map(|slot| slot.gsi).collect::<Vec<_>>(),
+            [23, 22, 21, 20, 19, 18, 17, 16]
+        );
         assert_eq!(in_order(true).last().unwrap().address, 0xfeb0_0000);
     }
 }

@@ -224,10 +224,6 @@ fn an_object_that_is_not_right_is_one_line() {
             "'memory-backend-shm' is not here: use memory-backend-memfd, which is shared too",
         ),
         (
-            "rng-random,id=r",
-            "'rng-random' is not here: this version has no virtio-rng that would use it",
-        ),
-        (
             "iothread,id=i",
             "'iothread' is not here: this version has no device that runs in a thread of its own",
         ),
