@@ -73,6 +73,12 @@ pub mod file {
     pub const ACPI_RSDP: &str = "etc/acpi/rsdp";
     /// All other ACPI tables.
     pub const ACPI_TABLES: &str = "etc/acpi/tables";
+    /// What a BIOS boots from, in this order: device paths by line.
+    pub const BOOT_ORDER: &str = "bootorder";
+    /// The geometry of disks, for a BIOS that cannot ask them.
+    pub const BIOS_GEOMETRY: &str = "bios-geometry";
+    /// Milliseconds after which a BIOS that found nothing to boot resets, i32; -1 for never.
+    pub const BOOT_FAIL_WAIT: &str = "etc/boot-fail-wait";
     /// The SMBIOS anchor, without the address of its tables.
     pub const SMBIOS_ANCHOR: &str = "etc/smbios/smbios-anchor";
     /// The SMBIOS structures.

@@ -125,10 +125,11 @@ pub const Q35_RCBA: u64 = 0xfed1_c000;
 /// The ACPI power management registers in I/O space, where QEMU's tables say they are.
 pub const PM_BASE: u16 = 0x600;
 
-/// Three pages for KVM's real-mode TSS on Intel (KVM_SET_TSS_ADDR), outside RAM and the BIOS.
-pub const KVM_TSS: u64 = 0xfffb_d000;
-/// KVM's identity-map page on Intel (KVM_SET_IDENTITY_MAP_ADDR), outside RAM and the BIOS.
-pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages for KVM's real-mode TSS on Intel (KVM_SET_TSS_ADDR), where QEMU has them: below
+/// every BIOS of up to 16 MiB.
+pub const KVM_TSS: u64 = KVM_IDENTITY_MAP + PAGE;
+/// KVM's identity-map page on Intel (KVM_SET_IDENTITY_MAP_ADDR), likewise.
+pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
 
 /// The areas below 1 MiB in ascending order; none may reach into the next.
 const LOW_AREAS: [Range; 14] = [

@@ -10,15 +10,13 @@ use abi::table_loader::{Command, Name, Zone};
 use abi::{layout, ports};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{
-    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
-};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
-use crate::config::Config;
+use crate::config::{Config, Irqchip};
 use crate::devices::ged;
 use crate::virtio::slots::{self, Slot};
 
@@ -80,7 +78,7 @@ impl Tables {
             builder.point(fadt + at.0, at.1, dsdt);
         }
         builder.sum(fadt);
-        let madt = builder.append(&bytes_of(&madt(config.cpus)));
+        let madt = builder.append(&bytes_of(&madt(config)));
         let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
         let listed = [fadt, madt];
         listed.iter().for_each(|_| xsdt.add_entry(0));
@@ -247,13 +245,21 @@ fn fadt() -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(cpus: u8) -> impl Aml {
-    let address = LocalInterruptController::Address(low(layout::LOCAL_APIC));
-    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, address);
-    for id in 0..cpus {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+/// A Local APIC NMI structure (ACPI 6.5, 5.2.12.7): type, length, all CPUs, the bus's own polarity
+/// and trigger, LINT1; as on every PC.
+const NMI_OF_ALL: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
+
+fn madt(config: &Config) -> impl Aml {
+    // PCAT_COMPAT: there are 8259s.
+    let flags = u32::from(config.irqchip() == Irqchip::Kernel);
+    let mut body = [low(layout::LOCAL_APIC), flags].map(u32::to_le_bytes).concat();
+    for id in 0..config.cpus {
+        body.extend(bytes_of(&ProcessorLocalApic::new(id, id, EnabledStatus::Enabled)));
     }
-    madt.add_structure(IoApic::new(IOAPIC_ID, low(layout::IOAPIC), 0));
+    body.extend(bytes_of(&IoApic::new(IOAPIC_ID, low(layout::IOAPIC), 0)));
+    body.extend(NMI_OF_ALL);
+    let mut madt = Sdt::new(*b"APIC", 36, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    madt.append_slice(&body);
     madt
 }
 
@@ -313,23 +319,36 @@ fn virtio(slot: Slot) -> Vec<u8> {
     )
 }
 
-/// Present and working, but nothing to show to a user.
-const HIDDEN: u8 = 0xb;
-
 fn fw_cfg() -> Vec<u8> {
+    // Present and working, but nothing to show to a user.
+    let hidden = 0xbu8;
     device(
         "FWCF",
-        vec![name_is("_HID", &"QEMU0002"), name_is("_STA", &HIDDEN)],
+        vec![name_is("_HID", &"QEMU0002"), name_is("_STA", &hidden)],
         vec![&aml::IO::new(ports::FW_CFG_SELECTOR, ports::FW_CFG_SELECTOR, 1, 12)],
     )
 }
 
+/// pvpanic, with the methods RDPT and WRPT that read and write its port (QEMU,
+/// docs/specs/pvpanic.rst).
 fn pvpanic(port: u16) -> Vec<u8> {
-    device(
-        "PEVT",
-        vec![name_is("_HID", &"QEMU0001"), name_is("_STA", &HIDDEN)],
-        vec![&aml::IO::new(port, port, 1, 1)],
-    )
+    let space = aml::OpRegionSpace::SystemIO;
+    let region = aml::OpRegion::new("PEOR".into(), space, &port, &aml::ONE);
+    let field = aml::Field::new(
+        "PEOR".into(),
+        aml::FieldAccessType::Byte,
+        aml::FieldLockRule::NoLock,
+        aml::FieldUpdateRule::Preserve,
+        vec![aml::FieldEntry::Named(*b"PEPT", 8)],
+    );
+    let (register, value) = (aml::Path::new("PEPT"), aml::Local(0));
+    let (load, give) = (aml::Store::new(&value, &register), aml::Return::new(&value));
+    let read = aml::Method::new("RDPT".into(), 0, false, vec![&load, &give]);
+    let store = aml::Store::new(&register, &aml::Arg(0));
+    let write = aml::Method::new("WRPT".into(), 1, false, vec![&store]);
+    let mut parts = vec![name_is("_HID", &"QEMU0001"), name_is("_STA", &0xfu8)];
+    parts.extend([bytes_of(&region), bytes_of(&field), bytes_of(&read), bytes_of(&write)]);
+    device("PEVT", parts, vec![&aml::IO::new(port, port, 1, 1)])
 }
 
 fn power_button() -> Vec<u8> {
@@ -351,13 +370,14 @@ fn event_device() -> Vec<u8> {
     );
     let (events, selector) = (aml::Local(0), aml::Path::new("ESEL"));
     let remember = aml::Store::new(&events, &selector);
-    let (pressed, mask) = (aml::Local(1), ged::POWER_BUTTON);
-    let test = aml::And::new(&pressed, &events, &mask);
+    // Stored nowhere: a null name is encoded as the number 0 is (ACPI 6.5, 20.2.2).
+    let (nowhere, mask) = (aml::ZERO, ged::POWER_BUTTON);
+    let pressed = aml::And::new(&nowhere, &events, &mask);
+    let is_pressed = aml::Equal::new(&pressed, &mask);
     let (button, push) = (aml::Path::new("PWRB"), 0x80u8);
     let notify = aml::Notify::new(&button, &push);
-    let is_pressed = aml::Equal::new(&pressed, &mask);
     let branch = aml::If::new(&is_pressed, vec![&notify]);
-    let method = aml::Method::new("_EVT".into(), 1, true, vec![&remember, &test, &branch]);
+    let method = aml::Method::new("_EVT".into(), 1, true, vec![&remember, &branch]);
     device(
         "GED_",
         vec![

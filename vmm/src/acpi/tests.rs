@@ -58,9 +58,19 @@ fn the_madt_has_each_cpu_once() {
     let tables = Tables::new(&Config { cpus: 64, ..Config::default() }).tables;
     let madt = tables.windows(4).position(|w| w == b"APIC").unwrap();
     let length = get_u32(&tables, madt + LENGTH).unwrap() as usize;
-    assert_eq!(length, 44 + 64 * 8 + 12);
+    assert_eq!(length, 44 + 64 * 8 + 12 + 6);
     let last = &tables[madt + 44 + 63 * 8..][..8];
     assert_eq!(last, [0, 8, 63, 63, 1, 0, 0, 0]);
+}
+
+#[test]
+fn the_madt_tells_of_8259s_where_there_are_some() {
+    for (irqchip, flags) in [(Irqchip::Split, 0), (Irqchip::Kernel, 1)] {
+        let config = Config { irqchip: Some(irqchip), ..Config::default() };
+        let tables = Tables::new(&config).tables;
+        let madt = tables.windows(4).position(|w| w == b"APIC").unwrap();
+        assert_eq!(get_u32(&tables, madt + 40), Some(flags), "{irqchip:?}");
+    }
 }
 
 #[test]

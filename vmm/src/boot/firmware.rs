@@ -17,6 +17,8 @@ use crate::memory::GuestRam;
 /// What QEMU serves of an ELF kernel as setup code: its first bytes, so that firmware sees that
 /// it is no bzImage.
 const ELF_HEAD: u64 = 8192;
+/// What QEMU says in `etc/boot-fail-wait` when it is not told otherwise.
+const BOOT_FAIL_NEVER: i32 = -1;
 
 /// Loads the image, and collects what the BIOS is to find.
 pub(super) fn prepare(source: &Source<'_>, ram: &GuestRam) -> Result<(InitState, Items), Error> {
@@ -49,6 +51,10 @@ fn offer_machine(source: &Source<'_>, items: &mut Items) {
     items.set_u32(key::IRQ0_OVERRIDE, super::IRQ0_OVERRIDE.into());
     let mut add = |name, bytes| items.add_file(name, Item::Bytes(bytes));
     add(file::E820, super::e820_bytes(source.config.memory));
+    // There are no disks, and no BIOS is to start over when there is no kernel.
+    add(file::BOOT_ORDER, Vec::new());
+    add(file::BIOS_GEOMETRY, Vec::new());
+    add(file::BOOT_FAIL_WAIT, BOOT_FAIL_NEVER.to_le_bytes().into());
     if let Some(acpi) = source.acpi {
         add(file::ACPI_RSDP, acpi.rsdp.clone());
         add(file::ACPI_TABLES, acpi.tables.clone());
