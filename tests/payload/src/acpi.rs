@@ -1,14 +1,17 @@
 //! Walks the ACPI tables and checks what an operating system checks.
 
-use core::fmt;
+use core::fmt::{self, Write as _};
 
 use abi::bytes::{array, get_u32, get_u64};
 
+use crate::fw_cfg::Hex;
 use crate::generation_id;
-use crate::hardware::physical;
+use crate::hardware::{Console, physical};
 
 /// Bytes of a table's header (ACPI 6.5, 5.2.6).
 const HEADER: u64 = 36;
+/// Bytes of the RSDP since ACPI 2.0.
+const RSDP_SIZE: u64 = 36;
 
 /// The RSDP where a kernel looks that was not told (ACPI 6.5, 5.2.5.1).
 pub fn find_rsdp() -> Option<u64> {
@@ -67,6 +70,19 @@ impl Tables {
             entries = rest;
         }
         cpus
+    }
+
+    /// Prints the bytes of the RSDP, of the table it leads to, and of each table from there.
+    pub fn dump(&self) {
+        let Some((root, _)) = self.root() else { return };
+        let rsdp = physical(self.rsdp, RSDP_SIZE).unwrap_or_default();
+        // An RSDP of ACPI 1.0 ends before its length.
+        let rsdp = if rsdp.get(15) == Some(&0) { &rsdp[..20] } else { rsdp };
+        let _ = writeln!(Console, "acpi_rsdp={}", Hex(rsdp));
+        let _ = writeln!(Console, "acpi_root={}", Hex(root));
+        for (index, table) in self.tables().enumerate() {
+            let _ = writeln!(Console, "acpi_table_{index}={}", Hex(table));
+        }
     }
 
     /// What the FPDT says of the firmware: reset's end, two times of its loader, two of its end.

@@ -9,6 +9,7 @@ use fnv::FnvHasher;
 use crate::acpi;
 use crate::cpus;
 use crate::entry::{self, EntryState};
+use crate::fw_cfg;
 use crate::generation_id;
 use crate::hardware::{self, Console, EXIT_FAILED, EXIT_OK};
 use crate::mp_table;
@@ -92,12 +93,18 @@ impl Facts {
         let told = get_u64(page, zero_page::RSDP).filter(|address| *address != 0);
         // A PVH kernel need not look for what it was not told.
         let found = || if state.entry == entry::PVH { None } else { acpi::find_rsdp() };
-        let cpus = self.acpi(told.or_else(found).unwrap_or(0), page);
+        let rsdp = told.or_else(found).unwrap_or(0);
+        let cpus = self.acpi(rsdp, page);
         self.check("low_memory", low_memory());
         if let Some(number) = hexadecimal(command_line, "msr=0x") {
             fact("msr", cpus::registers(number, cpus.saturating_sub(1)));
         }
-        if command_line.split_whitespace().any(|word| word == "echo") {
+        let asked = |switch| command_line.split_whitespace().any(|word| word == switch);
+        if asked("dump") || command_line.is_empty() && fw_cfg::is_asked() {
+            acpi::Tables::new(rsdp).dump();
+            fw_cfg::dump();
+        }
+        if asked("echo") {
             echo();
         }
         let _ = writeln!(Console, "guest-facts-end");

@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use abi::fw_cfg::{DmaAccess, dma, select_and};
 use abi::ports;
 use x86_64::instructions::port::Port;
 use x86_64::registers::model_specific::Msr;
@@ -94,6 +95,33 @@ pub fn read_console() -> u8 {
     const DATA_READY: u8 = 1;
     while in8(ports::COM1 + 5) & DATA_READY == 0 {}
     in8(ports::COM1)
+}
+
+/// Copies from an item of fw_cfg, as `control` says, to `buffer`; whether the device did.
+pub fn fw_cfg_read(control: u32, buffer: &mut [u8]) -> bool {
+    let address = buffer.as_mut_ptr() as u64;
+    let length = u32::try_from(buffer.len()).unwrap_or(0);
+    fw_cfg_transfer(DmaAccess { control, length, address })
+}
+
+/// Selects an item of fw_cfg and moves on in it by `length` bytes; whether the device did.
+pub fn fw_cfg_skip(key: u16, length: u32) -> bool {
+    fw_cfg_transfer(DmaAccess { control: select_and(key, dma::SKIP), length, address: 0 })
+}
+
+/// Runs a transfer, whose memory the caller lends; whether the device did.
+fn fw_cfg_transfer(access: DmaAccess) -> bool {
+    let mut descriptor = access.encode();
+    let low = u32::try_from(descriptor.as_mut_ptr().addr()).unwrap_or(0).swap_bytes();
+    // SAFETY: the device writes to the descriptor and to the buffer of the two functions above,
+    // both of which are borrowed mutably. Not `nomem`: what it writes is to be seen afterwards.
+    unsafe {
+        core::arch::asm!("out dx, eax", in("dx") ports::FW_CFG_DMA_LOW, in("eax") low,
+            options(nostack, preserves_flags));
+    }
+    // Without the device the descriptor stays as it was. QEMU and our VMM are done by now.
+    let [a, b, c, d, ..] = descriptor;
+    u32::from_be_bytes([a, b, c, d]) == 0
 }
 
 /// COM1, used as it comes: no set-up, polled.

@@ -14,6 +14,8 @@ mod entry;
 #[cfg(firmware)]
 mod facts;
 #[cfg(firmware)]
+mod fw_cfg;
+#[cfg(firmware)]
 mod generation_id;
 #[cfg(firmware)]
 mod hardware;
