@@ -5,10 +5,13 @@
 //! lacks something fails and names it; none is skipped.
 #![forbid(unsafe_code)]
 
+pub mod acpi;
+pub mod aml;
 pub mod disk;
 pub mod facts;
 pub mod machine;
 pub mod matrix;
+pub mod offer;
 pub mod products;
 pub mod program;
 pub mod trial;

@@ -37,12 +37,17 @@ impl Boot {
 
 /// Our VMM with the options that every test wants.
 pub fn microvm(boot: Boot, memory: &str, kernel: &Path, append: &str) -> Command {
+    with_kernel(microvm_with("microvm", boot, memory), kernel, append)
+}
+
+/// The same with this machine, and without a kernel.
+pub fn microvm_with(machine: &str, boot: Boot, memory: &str) -> Command {
     let mut command = Command::new(product("microvm"));
-    command.args(["-M", "microvm", "-enable-kvm", "-cpu", "host", "-m", memory]);
+    command.args(["-M", machine, "-enable-kvm", "-cpu", "host", "-m", memory]);
     command.args(["-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio"]);
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     boot.apply(&mut command);
-    with_kernel(command, kernel, append)
+    command
 }
 
 /// QEMU under emulation with a deterministic clock, with our BIOS.
@@ -50,12 +55,17 @@ pub fn microvm(boot: Boot, memory: &str, kernel: &Path, append: &str) -> Command
 /// An instruction takes 16 ns of the guest's time. With the 1 ns of the lab, Linux runs sixteen
 /// times as many instructions wherever it waits for a device, and boots up to three times as long.
 pub fn qemu(machine: &str, memory: &str, kernel: &Path, append: &str) -> Command {
+    with_kernel(qemu_with(machine, memory), kernel, append)
+}
+
+/// The same without a kernel.
+pub fn qemu_with(machine: &str, memory: &str) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", machine, "-accel", "tcg", "-icount", "shift=4,sleep=off", "-m", memory]);
     command.args(["-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio"]);
     command.args(["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     command.arg("-bios").arg(product("bios-microvm.bin"));
-    with_kernel(command, kernel, append)
+    command
 }
 
 /// The file by which the firmware is told which entry to take.

@@ -53,6 +53,14 @@ const QEMU_TESTS: [&str; 9] = [
     "--test=other_kernels",
 ];
 const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machines"];
+const COMPARE: [&str; 2] = ["--package=regression", "--test=compare"];
+/// What QEMU needs besides its program and its libraries, where distributions have it: its emulator
+/// as a module, and a microvm's option ROMs.
+const QEMU_FILES: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",
+    "/usr/share/qemu/linuxboot_dma.bin",
+    "/usr/share/qemu/pvh.bin",
+];
 const MATRIX: [&str; 2] = ["--package=regression", "--test=matrix"];
 const MATRIX_SAMPLE: [&str; 4] = ["--package=regression", "--test=matrix", "--", "--sample"];
 
@@ -88,7 +96,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 13] = [
+    let suites: [(&str, Place, &[&str]); 14] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
@@ -98,6 +106,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("a machine's life", payload.into(), &["--package=regression", "--test=life"]),
         ("QMP by qemu.qmp", payload.into(), &["--package=regression", "--test=qmp"]),
         ("the image mapped once", payload.into(), &MAPPED_ONCE),
+        ("microvm against QEMU's", payload.into(), &COMPARE),
         ("our BIOS under QEMU", Place::Host, &QEMU_TESTS),
         (matrix.0, Place::Host, matrix.1),
         ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
@@ -247,8 +256,13 @@ impl Tests {
         // The VMM's own tests run the binary that cargo built for them.
         let debug_vmm = workspace::target("debug")?.join(build::MICROVM);
         let shell = ["/bin/sh", "/bin/kill"].map(PathBuf::from);
-        let files = [dist, self.kernel.clone(), debug_vmm].into_iter().chain(shell);
-        for file in files.chain(self.drivers()) {
+        let mut files = vec![dist, self.kernel.clone(), debug_vmm];
+        files.extend(shell.into_iter().chain(self.drivers()));
+        if arguments == COMPARE {
+            files.push(fetch::qemu()?);
+            files.extend(QEMU_FILES.map(PathBuf::from));
+        }
+        for file in files {
             if file.exists() {
                 lab_run.files.push(Carried { host: file.clone(), guest: file });
             }
