@@ -67,7 +67,7 @@ const ALIKE: [&str; 49] = [
 ];
 
 /// Lines that QEMU takes and we refuse, because they ask for what is not here or are a mistake.
-const REFUSED_HERE: [&str; 5] = [
+const REFUSED_HERE: [&str; 4] = [
     "-m 64M,maxmem=128M",
     "MEMFD",
     "MEMFD -numa node,memdev=m -numa node",
