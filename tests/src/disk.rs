@@ -18,6 +18,9 @@ pub const PCI_DISK: [&str; 6] = [
     "virtio/virtio_pci",
     "block/virtio_blk",
 ];
+/// What the entropy device needs of it.
+pub const ENTROPY: [&str; 4] =
+    ["virtio/virtio_ring", "virtio/virtio", "virtio/virtio_mmio", "char/hw_random/virtio-rng"];
 /// What the power button needs of it.
 pub const POWER_BUTTON: [&str; 2] = ["acpi/button", "input/evdev"];
 

@@ -118,6 +118,10 @@ fn command(mut command: Command, row: &Row, initrd: &tempfile::NamedTempFile) ->
     let ram = format!("memory-backend-ram,id=ram,size={},reserve=off", row.memory);
     command.args(["-object", &ram, "-smp", row.cpus, "-device", "pvpanic"]);
     command.args(["-fw_cfg", "name=opt/org.example/x,string=some text"]);
+    // With a second I/O APIC, QEMU has other slots, for more devices.
+    if row.machine.contains("ioapic2=off") || row.machine.contains("acpi=off") {
+        command.args(["-device", "virtio-rng-device", "-device", "virtio-rng-device"]);
+    }
     command.arg("-kernel").arg(product(row.kernel));
     match row.append {
         Some(text) => command.args(["-append", text]),

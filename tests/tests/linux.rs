@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use regression::disk::{ENTROPY, initramfs_with_modules};
 use regression::facts::{self, Facts, differences};
 use regression::machine::{Boot, microvm};
 use regression::products::{kernel, product};
@@ -148,4 +149,25 @@ fn the_article_s_command_line_works_as_written() {
     let ended = run_dialogue(&mut command, "Unable to mount root fs", b"\x01x", DEADLINE);
     assert!(ended.stdout.contains("Linux version"), "{ended}");
     assert_eq!(ended.status, Some(0), "{ended}");
+}
+
+/// The driver finds its device by ACPI, takes it, and what it reads is random.
+#[test]
+fn linux_reads_the_host_s_entropy() {
+    let folder = tempfile::tempdir().unwrap();
+    let initramfs = initramfs_with_modules(folder.path(), &ENTROPY);
+    let read = |boot: Boot| {
+        let ended = run_linux(|| {
+            let mut command = microvm(boot, "256M", &kernel(), "console=ttyS0 guest.entropy");
+            command.arg("-initrd").arg(&initramfs).args(["-device", "virtio-rng-device"]);
+            command
+        });
+        assert_eq!(ended.status, Some(0), "{ended}");
+        let line = ended.stdout.lines().find_map(|line| line.strip_prefix("entropy=virtio_rng.0 "));
+        line.unwrap_or_else(|| panic!("no entropy: {ended}")).trim().to_owned()
+    };
+    let [first, second] = [Boot::Firmware, Boot::Direct].map(read);
+    assert_eq!((first.len(), second.len()), (64, 64));
+    assert_ne!(first, second);
+    assert_ne!(first, "0".repeat(64));
 }

@@ -228,3 +228,25 @@ fn the_boot_trace_has_the_firmware_s_own_stamps() {
     assert!(start < load && load < entry, "{stamps}");
     assert!(stamps["khz"].as_u64().unwrap() > 0, "{stamps}");
 }
+
+/// The first device is in the highest slot, and an empty slot says that it is empty.
+#[test]
+fn virtio_slots_are_filled_from_the_top() {
+    for boot in [Boot::Firmware, Boot::Direct] {
+        for machine in ["microvm", "microvm,acpi=off"] {
+            let mut command = microvm(boot, "64M", &payload(), "slots");
+            command.args(["-M", machine, "-device", "virtio-rng-device,rng=r"]);
+            command.args(["-device", "virtio-rng-device", "-object", "rng-builtin,id=r"]);
+            let facts = passed(&run(&mut command, b"", DEADLINE));
+            assert_eq!(
+                facts["virtio_slots"].trim(),
+                "2:0 2:0 2:0 2:0 2:0 2:0 2:4 2:4",
+                "{machine}"
+            );
+            let told = "slots virtio_mmio.device=512@0xfeb00e00:12 \
+                        virtio_mmio.device=512@0xfeb00c00:11";
+            let expected = if machine == "microvm" { "slots" } else { told };
+            assert_eq!(facts["cmdline"], expected);
+        }
+    }
+}

@@ -32,7 +32,14 @@ const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
 
 /// Modules that guests in the lab load, below the kernel's drivers.
-const DRIVERS: [&str; 2] = ["acpi/button.ko", "input/evdev.ko"];
+const DRIVERS: [&str; 6] = [
+    "acpi/button.ko",
+    "char/hw_random/virtio-rng.ko",
+    "input/evdev.ko",
+    "virtio/virtio.ko",
+    "virtio/virtio_mmio.ko",
+    "virtio/virtio_ring.ko",
+];
 
 const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "--bins"];
 const HOST_TESTS: [&str; 5] =
@@ -215,7 +222,7 @@ impl Tests {
     }
 
     /// Modules of the kernel that guests in the lab load.
-    fn drivers(&self) -> [PathBuf; 2] {
+    fn drivers(&self) -> [PathBuf; 6] {
         DRIVERS.map(|module| self.modules.join("kernel/drivers").join(module))
     }
 

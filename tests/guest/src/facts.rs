@@ -55,6 +55,15 @@ pub fn serial_irqs() -> String {
     count_interrupts(&read("/proc/interrupts"), "ttyS0").to_string()
 }
 
+/// The device behind /dev/hwrng, and its next bytes in hexadecimal.
+pub fn entropy() -> std::io::Result<(String, String)> {
+    use std::io::Read as _;
+    let mut bytes = [0; 32];
+    fs::File::open("/dev/hwrng")?.read_exact(&mut bytes)?;
+    let hexadecimal = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((read("/sys/class/misc/hw_random/rng_current"), hexadecimal))
+}
+
 /// The text of a file without the white space around it; empty when it cannot be read.
 pub fn read(path: impl AsRef<Path>) -> String {
     let bytes = fs::read(path).unwrap_or_default();

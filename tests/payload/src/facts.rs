@@ -104,6 +104,9 @@ impl Facts {
             acpi::Tables::new(rsdp).dump();
             fw_cfg::dump();
         }
+        if asked("slots") {
+            fact("virtio_slots", VirtioSlots);
+        }
         if asked("echo") {
             echo();
         }
@@ -301,6 +304,26 @@ impl fmt::Write for StartsWithOk {
         for byte in text.bytes() {
             self.differs |= b"ok".get(self.seen) != Some(&byte);
             self.seen += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Version and type of the device in each virtio-mmio slot, from the lowest address on.
+struct VirtioSlots;
+
+impl fmt::Display for VirtioSlots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use abi::layout::{VIRTIO_MMIO, VIRTIO_MMIO_STRIDE};
+        const COUNT: u64 = 8;
+        const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+        for slot in 0..COUNT {
+            let register = |at| hardware::mmio_read32(VIRTIO_MMIO + slot * VIRTIO_MMIO_STRIDE + at);
+            if register(0) == MAGIC {
+                write!(f, "{}:{} ", register(4), register(8))?;
+            } else {
+                f.write_str("none ")?;
+            }
         }
         Ok(())
     }
