@@ -196,6 +196,11 @@ fn resources(bytes: &[u8]) -> Result<String> {
                 ensure!(lines.is_power_of_two(), "interrupts {lines:#x}");
                 words.push(format!("interrupt {}, flags 0x3", lines.trailing_zeros()));
             }
+            (0x86, [_, _, ..]) => {
+                let base = get_u32(body, 1).context("a memory range")?;
+                let size = get_u32(body, 5).context("a memory range")?;
+                words.push(format!("memory {base:#x}+{size:#x}"));
+            }
             (0x89, [flags, 1, _, _, _, _]) => {
                 let line = get_u32(body, 2).context("an interrupt")?;
                 words.push(format!("interrupt {line}, flags {flags:#x}"));

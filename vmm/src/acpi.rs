@@ -311,7 +311,7 @@ fn virtio(slot: Slot) -> Vec<u8> {
     let Slot { number, address, gsi } = slot;
     device(
         &format!("VR{number:02}"),
-        vec![name_is("_HID", &"LNRO0005"), name_is("_UID", &number)],
+        vec![name_is("_HID", &"LNRO0005"), name_is("_UID", &number), name_is("_CCA", &aml::ONE)],
         vec![
             &aml::Memory32Fixed::new(true, low(address), low(layout::VIRTIO_MMIO_STRIDE)),
             &aml::Interrupt::new(true, true, false, false, gsi),
