@@ -205,3 +205,14 @@ fn a_firmware_s_line_is_not_lost_with_the_console() {
     assert_eq!(ended.status, Some(1), "{ended}");
     assert!(ended.stderr.contains("bios-microvm: error 45: "), "{ended}");
 }
+
+#[test]
+fn a_device_that_no_driver_took_is_named_when_the_guest_is_given_up() {
+    let mut command = payload(Boot::Direct, "halt");
+    let machine = Waiting::start(command.args(["-device", "virtio-rng-device"]));
+    let pid = machine.0.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let (_, said) = machine.wait();
+    assert!(said.contains("virtio-rng: no driver took it"), "{said}");
+    assert!(said.contains("CONFIG_VIRTIO_MMIO"), "{said}");
+}

@@ -56,6 +56,7 @@ pub struct Board<M> {
     /// COM1, which knows what the guest said last.
     pub com1: Arc<Com1>,
     events: Option<Arc<ged::Selector>>,
+    virtio: Vec<Arc<Transport>>,
 }
 
 impl<M: Messages + 'static> Board<M> {
@@ -79,14 +80,14 @@ impl<M: Messages + 'static> Board<M> {
         };
         com1.connect(chips.line(ports::COM1_IRQ));
         let ports = plug_ports(config, fw_cfg, com1)?;
-        plug_virtio(config, virtio, ram, &chips, &mut mmio)?;
+        let virtio = plug_virtio(config, virtio, ram, &chips, &mut mmio)?;
         let events = config.acpi.then(|| Arc::new(ged::Selector::default()));
         if let Some(events) = &events {
             mmio.insert(layout::GED, layout::GED_SIZE, events.clone())?;
             let registers = Arc::new(ged::Registers);
             mmio.insert(layout::GED_REGISTERS, layout::GED_REGISTERS_SIZE, registers)?;
         }
-        Ok(Self { ports, mmio, chips, com1: com1.clone(), events })
+        Ok(Self { ports, mmio, chips, com1: com1.clone(), events, virtio })
     }
 
     /// What presses the power button, if there is one.
@@ -96,6 +97,12 @@ impl<M: Messages + 'static> Board<M> {
             events.note(ged::POWER_BUTTON);
             line();
         }))
+    }
+
+    /// The virtio devices that no driver has taken.
+    pub fn undriven(&self) -> impl Iterator<Item = &'static str> + '_ {
+        let idle = self.virtio.iter().filter(|transport| !transport.is_driven());
+        idle.map(|transport| bus::Device::name(&**transport))
     }
 
     /// A CPU is done with a level-triggered interrupt of this vector.
@@ -114,16 +121,22 @@ fn plug_virtio<M: Messages + 'static>(
     ram: &Arc<GuestRam>,
     chips: &Chips<M>,
     bus: &mut Bus,
-) -> Result<(), Overlap> {
+) -> Result<Vec<Arc<Transport>>, Overlap> {
     let mut devices = devices.into_iter();
+    let mut transports = Vec::new();
     for slot in slots::in_order(config.acpi) {
         let device: Arc<dyn bus::Device> = match devices.next() {
-            Some(device) => Arc::new(Transport::new(device, ram.clone(), chips.line(slot.gsi))),
+            Some(device) => {
+                let line = chips.line(slot.gsi);
+                let transport = Arc::new(Transport::new(device, ram.clone(), line));
+                transports.push(transport.clone());
+                transport
+            }
             None => Arc::new(EmptySlot),
         };
         bus.insert(slot.address, layout::VIRTIO_MMIO_STRIDE, device)?;
     }
-    Ok(())
+    Ok(transports)
 }
 
 fn plug_ports(config: &Config, fw_cfg: Option<FwCfg>, com1: &Arc<Com1>) -> Result<Bus, Overlap> {

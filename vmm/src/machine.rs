@@ -19,6 +19,7 @@ use crate::board::Board;
 use crate::boot::{self, InitState};
 use crate::bus::Overlap;
 use crate::config::{self, Config, Irqchip, OnMissing, PanicAction};
+use crate::console;
 use crate::control::Control;
 use crate::cpuid::{self, Cpuid, Topology};
 use crate::crew::Crew;
@@ -139,7 +140,22 @@ impl Machine {
         if let Some(trace) = trace {
             self.report(trace);
         }
-        Ok(end?)
+        let end = end?;
+        if matches!(end, End::Requested(_) | End::Panicked) {
+            self.tell_of_undriven();
+        }
+        Ok(end)
+    }
+
+    /// Who gave a guest up may have waited for a device that its kernel has no driver for.
+    fn tell_of_undriven(&self) {
+        for device in self.board.undriven() {
+            console::say(&format!(
+                "{device}: no driver took it: the kernel needs CONFIG_VIRTIO_MMIO and the device's \
+                 driver (or their modules in the initrd), and without ACPI \
+                 CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"
+            ));
+        }
     }
 
     /// What is known when the CPUs have stopped.

@@ -82,6 +82,8 @@ struct State {
     driver_features_select: u32,
     driver_features: u64,
     queue_select: u32,
+    // Whether a driver has ever acknowledged the device.
+    driven: bool,
 }
 
 impl Transport {
@@ -97,9 +99,15 @@ impl Transport {
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
+            driven: false,
         };
         state.reset();
         Self { name, ram, line, state: Mutex::new(state) }
+    }
+
+    /// Whether a driver has ever taken the device.
+    pub fn is_driven(&self) -> bool {
+        self.lock().driven
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -203,6 +211,7 @@ impl State {
 
     /// A driver goes step by step, and never back but by a reset (section 3.1.1).
     fn take_status(&mut self, value: u32) {
+        self.driven |= value & VIRTIO_CONFIG_S_DRIVER != 0;
         self.status |= value & VIRTIO_CONFIG_S_FAILED;
         for (done, step) in STEPS.iter().enumerate() {
             let before: u32 = STEPS[..done].iter().sum();
