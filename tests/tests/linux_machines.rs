@@ -1,4 +1,4 @@
-//! An unmodified distribution kernel on machines of many sizes, through their whole lives.
+//! A distribution's kernel on machines of many sizes, through their lives.
 //!
 //! Needs a /dev/kvm that runs kernel code natively, and that several CPUs at once can use: the
 //! host's, or the nested lab's with the host's clock (docs/lab.md).

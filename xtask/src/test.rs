@@ -145,7 +145,8 @@ impl From<Ground> for Place {
     }
 }
 
-/// Where guests with several CPUs run: the emulator that counts instructions stops them (docs/lab.md).
+/// Where guests with several CPUs run: an emulator that counts instructions stops them (see
+/// docs/lab.md).
 fn uncounted(ground: Ground) -> Place {
     match ground {
         Ground::Kvm => Place::Kvm,

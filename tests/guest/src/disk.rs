@@ -1,6 +1,6 @@
 //! A root file system on a disk whose driver is a module.
 //!
-//! The initramfs holds, besides init, the modules below [`modules::FOLDER`], which are loaded in the order
+//! The initramfs holds, besides init, the modules below [`modules::FOLDER`], loaded in the order
 //! of their names: a disk is there when its driver is loaded. The disk has its own `/init`.
 
 use std::fs;

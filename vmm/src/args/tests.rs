@@ -144,8 +144,8 @@ fn refusals_name_the_option_and_what_to_do() {
         (&["-display", "gtk"], "-display: 'gtk' is not here: only 'none' is"),
         (
             &["-device", "vfio-pci"],
-            "-device: 'vfio-pci' is not here: the host's devices cannot be passed through, by design: \
-             this machine has no PCI",
+            "-device: 'vfio-pci' is not here: the host's devices cannot be passed through, by \
+             design: this machine has no PCI",
         ),
         (
             &["-device", "isa-debug-exit,iobase=0x10000"],

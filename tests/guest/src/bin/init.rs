@@ -4,7 +4,7 @@
 //! - `guest.root=DEVICE`: loads the modules that `disk` describes, and goes on as the init of that
 //!   disk;
 //! - `guest.echo`: reads a line from the console and prints it back, before leaving;
-//! - `guest.entropy`: loads the modules, and says which device feeds /dev/hwrng, and its first bytes;
+//! - `guest.entropy`: loads the modules, and says what feeds /dev/hwrng, and its first bytes;
 //! - `guest.exit=power-button`: loads the modules, waits until the button is pressed, powers off;
 //! - `guest.exit=poweroff|reboot|panic`: how to leave. Without it the guest powers off, or
 //!   restarts where there is no ACPI: there it could only halt, which nobody outside can see.
