@@ -59,6 +59,36 @@ pub fn run_dialogue(
     running.finish(name)
 }
 
+/// Runs `command` and sends it `signal`, by kill(1)'s name, once its output contains `prompt`.
+pub fn run_signalled(
+    command: &mut Command,
+    prompt: &str,
+    signal: &str,
+    deadline: Duration,
+) -> Ended {
+    let name = format!("{command:?}");
+    let mut running = Running::start(command, &name);
+    running.read(deadline, |seen| seen.contains(prompt));
+    if running.stopped == Stopped::Enough {
+        let pid = running.child.id().to_string();
+        let status = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -s {signal} {pid}");
+        running.read(deadline, |_| false);
+    }
+    running.finish(name)
+}
+
+/// Runs to the end, and once more if that end does not come in time: an emulated host loses a guest
+/// now and then (an emulator's bug). It says so; a second loss is a failure.
+pub fn retried(run: impl Fn() -> Ended) -> Ended {
+    let first = run();
+    if !first.timed_out {
+        return first;
+    }
+    eprintln!("retried: {first}");
+    run()
+}
+
 fn run_until(
     command: &mut Command,
     deadline: Duration,

@@ -10,7 +10,7 @@ use regression::disk::{ENTROPY, initramfs_with_modules};
 use regression::facts::{self, Facts, differences};
 use regression::machine::{Boot, microvm};
 use regression::products::{kernel, product};
-use regression::program::{Ended, run, run_dialogue, run_until_mark};
+use regression::program::{Ended, retried, run, run_dialogue, run_until_mark};
 
 /// Ten times what the slowest ground takes, in the ground's own time.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -22,15 +22,8 @@ fn linux(boot: Boot, memory: &str, append: &str) -> Command {
     command
 }
 
-/// Runs to the end. An emulated host loses about one guest in a hundred (an emulator's bug): a
-/// run that does not end gets one more try, and says so.
 fn run_linux(command: impl Fn() -> Command) -> Ended {
-    let first = run(&mut command(), b"", DEADLINE);
-    if !first.timed_out {
-        return first;
-    }
-    eprintln!("retried: {first}");
-    run(&mut command(), b"", DEADLINE)
+    retried(|| run(&mut command(), b"", DEADLINE))
 }
 
 fn reached_init(ended: &Ended) -> Facts {

@@ -62,6 +62,34 @@ fn a_pipe_is_refused_and_not_waited_for() {
     check(&["-kernel", payload.to_str().unwrap(), "-initrd", path], &[path, "regular file"]);
 }
 
+/// What a file is shows in its bytes: a bzImage may be called vmlinux.
+#[test]
+fn an_elf_that_cannot_be_entered_is_told_why_and_a_name_means_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vmlinux");
+    let mut elf = std::fs::read(product("payload.elf")).unwrap();
+    let note = elf.windows(4).position(|bytes| bytes == b"Xen\0").unwrap();
+    elf[note] = b'Y';
+    std::fs::write(&path, elf).unwrap();
+    let kernel = path.to_str().unwrap();
+    check(&["-kernel", kernel], &[kernel, "no PVH entry note", "CONFIG_PVH=y", "bzImage"]);
+    std::fs::copy(product("payload.bzImage"), &path).unwrap();
+    // It gets as far as to the next mistake.
+    check(&["-kernel", kernel, "-initrd", "/nonexistent/initrd"], &["/nonexistent/initrd"]);
+}
+
+#[test]
+fn a_socket_takes_no_file_s_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("precious");
+    std::fs::write(&path, "data").unwrap();
+    let (kernel, qmp) = (product("payload.bzImage"), format!("unix:{},server", path.display()));
+    let ended = microvm(&["-m", "64M", "-kernel", kernel.to_str().unwrap(), "-qmp", &qmp]);
+    assert_eq!(ended.status, Some(1), "{ended}");
+    assert!(ended.stderr.contains("no socket is there"), "{ended}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+}
+
 /// A header that no loader can follow is refused before the machine is made, on both paths.
 #[test]
 fn a_kernel_with_a_broken_header_is_told_what_is_broken() {

@@ -9,6 +9,7 @@ mod mailbox;
 mod session;
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -132,6 +133,10 @@ fn listen(path: &Path) -> Result<UnixListener, Error> {
     let failed = |doing| move |source| Error::Socket { path: path.into(), doing, source };
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let is_socket = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket());
+            if !is_socket {
+                return Err(failed("something that is no socket is there")(error));
+            }
             if UnixStream::connect(path).is_ok() {
                 return Err(failed("another process listens there")(error));
             }
