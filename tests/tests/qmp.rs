@@ -31,12 +31,13 @@ fn start(folder: &Path, boot: Boot, leave: &str, more: &[&str]) -> Child {
 /// The client is content, and the machine ends with `status`, its socket gone.
 fn check(boot: Boot, scenario: &str, leave: &str, more: &[&str], status: i32) {
     let folder = tempfile::tempdir().unwrap();
+    let mut client = drive(folder.path(), scenario);
     let mut machine = start(folder.path(), boot, leave, more);
     while !socket(folder.path()).exists() {
         assert_eq!(machine.try_wait().unwrap(), None, "the machine ended before its socket was");
         std::thread::yield_now();
     }
-    let client = drive(folder.path(), scenario).output().unwrap();
+    let client = client.output().unwrap();
     if !client.status.success() {
         // It waits for a client that has gone, for good.
         machine.kill().unwrap();
