@@ -18,6 +18,9 @@ fn check(arguments: &[&str], words: &[&str]) {
     assert_eq!(ended.status, Some(1), "{ended}");
     assert_eq!(ended.stderr.lines().count(), 1, "{ended}");
     assert!(ended.stderr.starts_with("microvm: "), "{ended}");
+    // The cause at the end is told once.
+    let mut parts = ended.stderr.trim_end().rsplit(": ");
+    assert_ne!(parts.next(), parts.next(), "{ended}");
     for word in words {
         assert!(ended.stderr.contains(word), "{word:?} is missing: {ended}");
     }
@@ -76,6 +79,34 @@ fn an_elf_that_cannot_be_entered_is_told_why_and_a_name_means_nothing() {
     std::fs::copy(product("payload.bzImage"), &path).unwrap();
     // It gets as far as to the next mistake.
     check(&["-kernel", kernel, "-initrd", "/nonexistent/initrd"], &["/nonexistent/initrd"]);
+}
+
+#[test]
+fn what_the_host_refuses_is_told_once() {
+    let payload = product("payload.bzImage");
+    let kernel = payload.to_str().unwrap();
+    let gone = "/nonexistent/x";
+    for option in [
+        ["-qmp", "unix:/nonexistent/x,server"],
+        ["-qmp", "unix:/nonexistent/x"],
+        ["-pidfile", gone],
+        ["-D", gone],
+        ["-serial", "file:/nonexistent/x"],
+        ["-boot-trace", gone],
+        ["-initrd", gone],
+        ["-bios", gone],
+        ["-mem-path", gone],
+    ] {
+        let line =
+            ["-m", "64M", "-kernel", kernel, "-append", "leave=power-off", option[0], option[1]];
+        check(&line, &[option[0], gone]);
+    }
+    let twice = ["-m", "64M", "-kernel", kernel, "-device", "isa-debug-exit,iobase=0x3f8"];
+    check(&twice, &["-device: isa-debug-exit at 0x3f8 overlaps COM1"]);
+    let device = ["-device", "virtio-rng-device,rng=r"];
+    let object = ["-object", "rng-random,id=r,filename=/nonexistent/x"];
+    let line = [&["-m", "64M", "-kernel", kernel][..], &device, &object].concat();
+    check(&line, &["-device virtio-rng-device", gone]);
 }
 
 #[test]

@@ -173,8 +173,8 @@ pub enum Irqchip {
 
 impl Config {
     /// Whose interrupt chips there are. Without ACPI, a kernel that knows no MP tables (Debian's)
-    /// needs the 8259s for every device; with it, the split chip costs less to set up and to end
-    /// (docs/microvm.md).
+    /// needs the 8259s for every device; with it there is nothing that needs them. What either
+    /// costs is in docs/microvm.md.
     pub fn irqchip(&self) -> Irqchip {
         self.irqchip.unwrap_or(if self.acpi { Irqchip::Split } else { Irqchip::Kernel })
     }

@@ -43,10 +43,10 @@ pub enum Error {
     #[error(transparent)]
     Boot(#[from] boot::Error),
     /// Two devices at one place.
-    #[error("-device: {0}")]
+    #[error("-device")]
     Overlap(#[from] Overlap),
     /// What a device is made of.
-    #[error("-device {device}: '{path}': {source}")]
+    #[error("-device {device}: '{path}'")]
     Device {
         /// QEMU's name of it.
         device: &'static str,

@@ -12,7 +12,7 @@ pub enum Error {
     #[error("-pidfile '{0}': another process holds it")]
     Held(PathBuf),
     /// It cannot be written.
-    #[error("-pidfile '{path}': {source}")]
+    #[error("-pidfile '{path}'")]
     Write {
         /// The file.
         path: PathBuf,

@@ -30,7 +30,7 @@ use session::{Session, Stream};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket.
-    #[error("-qmp unix:{path}: {doing}: {source}")]
+    #[error("-qmp unix:{path}: {doing}")]
     Socket {
         /// Its path.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Something the host lacks.
-    #[error("-qmp: starting its thread: {0}")]
+    #[error("-qmp: starting its thread")]
     Thread(#[from] io::Error),
 }
 
