@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use regression::machine::{Boot, microvm};
-use regression::products::product;
+use regression::products::{kernel, product};
 use regression::program::{Ended, run, run_until_mark};
 
 /// Far above the fraction of a second that the payload takes where /dev/kvm interprets it.
@@ -215,4 +215,18 @@ fn a_device_that_no_driver_took_is_named_when_the_guest_is_given_up() {
     let (_, said) = machine.wait();
     assert!(said.contains("virtio-rng: no driver took it"), "{said}");
     assert!(said.contains("CONFIG_VIRTIO_MMIO"), "{said}");
+}
+
+/// The warning comes before the guest runs, where it cannot run, and nowhere else.
+#[test]
+fn linux_on_a_kvm_that_interprets_is_warned_of() {
+    let ground = run(Command::new(product("microvm")).args(["-accel", "help"]), b"", DEADLINE);
+    let mut command = Command::new(product("microvm"));
+    command.args(["-m", "128M", "-S", "-qmp", "stdio", "-kernel"]).arg(kernel());
+    let quit = br#"{"execute":"qmp_capabilities"}{"execute":"quit"}"#;
+    let ended = run(&mut command, quit, DEADLINE);
+    assert_eq!(ended.status, Some(0), "{ended}");
+    let warned =
+        ended.stderr.contains("interprets kernel code") && ended.stderr.lines().count() == 1;
+    assert_eq!(warned, ground.stdout.contains("kvm: interpreted"), "{ground}{ended}");
 }
