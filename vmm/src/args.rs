@@ -5,6 +5,7 @@
 
 mod cpu;
 mod device;
+mod drive;
 mod help;
 mod keyval;
 mod life;
@@ -57,6 +58,9 @@ struct Seen {
     // Entropy devices by their number and their backend's id, and such backends' files.
     rngs: Vec<(usize, Option<String>)>,
     rng_objects: BTreeMap<String, PathBuf>,
+    // Disks by their number and their drive's id, and the drives.
+    disks: Vec<(usize, String)>,
+    drives: Vec<drive::Drive>,
     // Where BIOS images are looked for.
     data_dirs: Vec<PathBuf>,
     print: Option<Request>,
@@ -172,7 +176,10 @@ impl Opt {
     }
 
     fn properties(&self, value: OsString) -> Result<Properties> {
-        Ok(Properties::new(&self.name, &self.text(value)?))
+        match self.text(value)? {
+            text if text.starts_with('{') => Properties::from_json(&self.name, &text),
+            text => Ok(Properties::new(&self.name, &text)),
+        }
     }
 }
 
@@ -226,6 +233,8 @@ fn take_option(
             }
         }
         "-device" => device::take(seen, option, value()?)?,
+        "-drive" => drive::take_drive(seen, option, value()?)?,
+        "-blockdev" => drive::take_blockdev(seen, option, value()?)?,
         "-fw_cfg" => config.fw_cfg.push(fw_cfg_file(option, value()?)?),
         "-boot-trace" => config.boot_trace = Some(option.path(value()?)?),
         _ => return take_process_option(seen, option, value),

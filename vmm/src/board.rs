@@ -46,6 +46,16 @@ impl<M: Messages + 'static> Chips<M> {
     }
 }
 
+/// What outlives resets, to be plugged in.
+pub struct Plugs<'a> {
+    /// COM1.
+    pub com1: &'a Arc<Com1>,
+    /// Virtio devices, in the order of the command line.
+    pub virtio: &'a [Arc<dyn virtio::Device>],
+    /// How their drivers call them.
+    pub doorbells: Arc<dyn virtio::Doorbells>,
+}
+
 /// The buses of a machine with their devices.
 pub struct Board<M> {
     /// I/O ports.
@@ -64,11 +74,11 @@ impl<M: Messages + 'static> Board<M> {
     pub fn new(
         config: &Config,
         fw_cfg: Option<FwCfg>,
-        com1: &Arc<Com1>,
-        virtio: Vec<Box<dyn virtio::Device>>,
+        plugs: Plugs<'_>,
         ram: &Arc<GuestRam>,
         messages: M,
     ) -> Result<Self, Overlap> {
+        let com1 = plugs.com1;
         let mut mmio = Bus::default();
         let chips = match config.irqchip() {
             Irqchip::Split => {
@@ -80,7 +90,7 @@ impl<M: Messages + 'static> Board<M> {
         };
         com1.connect(chips.line(ports::COM1_IRQ));
         let ports = plug_ports(config, fw_cfg, com1)?;
-        let virtio = plug_virtio(config, virtio, ram, &chips, &mut mmio)?;
+        let virtio = plug_virtio(config, &plugs, ram, &chips, &mut mmio)?;
         let events = config.acpi.then(|| Arc::new(ged::Selector::default()));
         if let Some(events) = &events {
             mmio.insert(layout::GED, layout::GED_SIZE, events.clone())?;
@@ -117,18 +127,20 @@ impl<M: Messages + 'static> Board<M> {
 /// Puts the devices into their slots; the others say that they are empty.
 fn plug_virtio<M: Messages + 'static>(
     config: &Config,
-    devices: Vec<Box<dyn virtio::Device>>,
+    plugs: &Plugs<'_>,
     ram: &Arc<GuestRam>,
     chips: &Chips<M>,
     bus: &mut Bus,
 ) -> Result<Vec<Arc<Transport>>, Overlap> {
-    let mut devices = devices.into_iter();
+    let mut devices = plugs.virtio.iter();
     let mut transports = Vec::new();
     for slot in slots::in_order(config.acpi) {
         let device: Arc<dyn bus::Device> = match devices.next() {
             Some(device) => {
-                let line = chips.line(slot.gsi);
-                let transport = Arc::new(Transport::new(device, ram.clone(), line));
+                let (line, doorbells) = (chips.line(slot.gsi), plugs.doorbells.clone());
+                let (device, ram) = (device.clone(), ram.clone());
+                let transport = Transport::new(device, slot.address, ram, line, doorbells);
+                let transport = Arc::new(transport);
                 transports.push(transport.clone());
                 transport
             }

@@ -251,6 +251,8 @@ pub struct PvPanic {
 pub enum Virtio {
     /// The entropy device, and the file that it reads.
     Rng(PathBuf),
+    /// A disk.
+    Block(Disk),
 }
 
 impl Virtio {
@@ -258,7 +260,75 @@ impl Virtio {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Rng(_) => "virtio-rng-device",
+            Self::Block(_) => "virtio-blk-device",
         }
+    }
+}
+
+/// A disk: its image, and the device that shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The image: a file, or a block device of the host.
+    pub path: PathBuf,
+    /// It is said to be raw; if not, what looks like another format is refused.
+    pub is_raw: bool,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// How the host's page cache is used.
+    pub cache: DiskCache,
+    /// What the guest discards is given back to the host.
+    pub discard: bool,
+    /// The image is locked against other processes.
+    pub locking: bool,
+    /// Others may write to it at the same time.
+    pub share: bool,
+    /// The serial number, at most 20 bytes.
+    pub serial: String,
+    /// Queues.
+    pub queues: u16,
+    /// Entries of a queue, a power of two.
+    pub queue_size: u16,
+    /// Bytes that the guest reads and writes at the least: a power of two from 512 on.
+    pub logical_block_size: u32,
+    /// Bytes that the medium writes at the least: a power of two, not below the logical one.
+    pub physical_block_size: u32,
+}
+
+/// How the host's page cache is used for a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskCache {
+    /// Writes may wait there until the guest flushes; the guest may change that.
+    pub writeback: bool,
+    /// It is passed by.
+    pub direct: bool,
+    /// A flush has an effect.
+    pub flush: bool,
+}
+
+impl Default for Disk {
+    /// QEMU's defaults.
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            is_raw: false,
+            read_only: false,
+            cache: DiskCache::default(),
+            discard: false,
+            locking: true,
+            share: false,
+            serial: String::new(),
+            queues: 1,
+            queue_size: 256,
+            logical_block_size: 512,
+            physical_block_size: 512,
+        }
+    }
+}
+
+impl Default for DiskCache {
+    /// QEMU's `cache=writeback`.
+    fn default() -> Self {
+        Self { writeback: true, direct: false, flush: true }
     }
 }
 

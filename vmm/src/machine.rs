@@ -1,6 +1,8 @@
 //! A virtual machine: its set-up from top to bottom, and a run of it.
 #![expect(unsafe_code, reason = "guest memory becomes KVM's memory slots")]
 
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use abi::boot_trace::{self, BootTrace};
@@ -11,11 +13,12 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_msi,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::accel::{self, broken};
 use crate::acpi;
-use crate::board::Board;
+use crate::board::{Board, Plugs};
 use crate::boot::{self, InitState};
 use crate::bus::Overlap;
 use crate::config::{self, Config, Irqchip, OnMissing, PanicAction};
@@ -31,7 +34,6 @@ use crate::memory::GuestRam;
 use crate::trace::Trace;
 use crate::vcpu::{self, End, Vcpu};
 use crate::virtio;
-use crate::virtio::rng::Rng;
 
 /// Why a machine cannot be set up or run.
 #[derive(Debug, thiserror::Error)]
@@ -45,16 +47,6 @@ pub enum Error {
     /// Two devices at one place.
     #[error("-device")]
     Overlap(#[from] Overlap),
-    /// What a device is made of.
-    #[error("-device {device}: '{path}'")]
-    Device {
-        /// QEMU's name of it.
-        device: &'static str,
-        /// The file.
-        path: std::path::PathBuf,
-        /// The host's reason.
-        source: std::io::Error,
-    },
     /// A CPU.
     #[error(transparent)]
     Cpu(#[from] vcpu::Error),
@@ -91,6 +83,7 @@ impl Machine {
         images: &Images,
         ram: &Arc<GuestRam>,
         com1: &Arc<Com1>,
+        devices: &[Arc<dyn virtio::Device>],
     ) -> Result<Self, Error> {
         let kvm = accel::open()?;
         let vm = Arc::new(accel::create_vm(&kvm)?);
@@ -116,9 +109,8 @@ impl Machine {
             first.load(&state)?;
         }
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
-        let devices = virtio_devices(config)?;
-        let messages = Injector(vm.clone());
-        let board = Board::new(config, fw_cfg, com1, devices, ram, messages)?;
+        let plugs = Plugs { com1, virtio: devices, doorbells: Arc::new(Doorbells(vm.clone())) };
+        let board = Board::new(config, fw_cfg, plugs, ram, Injector(vm.clone()))?;
         let (on_panic, ram) = (config.actions.panic, ram.clone());
         Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, cpuid, stamps })
     }
@@ -169,22 +161,6 @@ impl Machine {
         let tsc_khz = self.cpus.first().and_then(Vcpu::tsc_khz);
         trace.firmware(stamps.map(|stamps| (stamps, tsc_khz)));
     }
-}
-
-fn virtio_devices(config: &Config) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
-    let make = |device: &config::Virtio| -> Result<Box<dyn virtio::Device>, Error> {
-        match device {
-            config::Virtio::Rng(source) => match Rng::new(source) {
-                Ok(device) => Ok(Box::new(device)),
-                Err(error) => Err(Error::Device {
-                    device: device.name(),
-                    path: source.clone(),
-                    source: error,
-                }),
-            },
-        }
-    };
-    config.virtio.iter().map(make).collect()
 }
 
 /// Offers the file that the firmware writes its stamps to; the file's bytes.
@@ -272,6 +248,29 @@ impl Messages for Injector {
             let _ = self.0.set_irq_line(pin, level);
         }
     }
+}
+
+/// Has KVM take the notifications of virtio drivers.
+struct Doorbells(Arc<VmFd>);
+
+impl virtio::Doorbells for Doorbells {
+    fn attach(&self, address: u64, queue: u32, event: &virtio::Event) -> io::Result<()> {
+        let event = event_fd(event)?;
+        Ok(self.0.register_ioevent(&event, &IoEventAddress::Mmio(address), queue)?)
+    }
+
+    fn detach(&self, address: u64, queue: u32, event: &virtio::Event) {
+        // What was not attached is refused.
+        let _ = event_fd(event)
+            .map(|event| self.0.unregister_ioevent(&event, &IoEventAddress::Mmio(address), queue));
+    }
+}
+
+/// The same event in the type that KVM's interface wants; it goes, KVM keeps the event itself.
+fn event_fd(event: &virtio::Event) -> io::Result<EventFd> {
+    let fd = event.as_fd().try_clone_to_owned()?;
+    // SAFETY: the descriptor was just made, of an eventfd, and nobody else has it.
+    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
 }
 
 fn route(pin: u32, message: Message) -> kvm_irq_routing_entry {

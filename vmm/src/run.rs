@@ -15,6 +15,7 @@ use crate::pidfile::{self, PidFile};
 use crate::qmp::{self, Server};
 use crate::trace::Trace;
 use crate::vcpu::{End, TRIPLE_FAULT};
+use crate::virtio;
 
 /// Why a machine ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,9 @@ pub enum Error {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] memory::Error),
+    /// What a virtio device is made of.
+    #[error(transparent)]
+    Virtio(#[from] virtio::Error),
     /// The machine.
     #[error(transparent)]
     Machine(#[from] machine::Error),
@@ -84,7 +88,8 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
     let bios_size = images.bios.as_ref().map(|bios| bios.size());
     let ram = Arc::new(GuestRam::on(&config.backend, config.memory, bios_size)?);
-    let mut machine = Machine::new(config, &images, &ram, &com1)?;
+    let devices = virtio::make(config)?;
+    let mut machine = Machine::new(config, &images, &ram, &com1, &devices)?;
     warn_about_kvm(&images);
     warn_about_features(config, &machine);
     let first = if config.start_stopped { RunState::Prelaunch } else { RunState::Running };
@@ -106,7 +111,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
             Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
             Next::Reset => {
                 drop(machine);
-                machine = Machine::new(config, &images, &ram, &com1)?;
+                machine = Machine::new(config, &images, &ram, &com1, &devices)?;
                 control.revive();
             }
         }

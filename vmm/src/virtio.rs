@@ -1,33 +1,68 @@
 //! Virtio devices behind memory-mapped registers, as QEMU's microvm has them.
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2. [`mmio`] is the transport, [`slots`] says where
-//! each device goes; a device sees its queues and guest memory, and nothing else.
+//! each device goes. When a driver is ready, [`worker`] starts the device's threads; such a thread
+//! sees its [`ring`]s and, through chains of descriptors, [`buffers`] in guest memory. Nothing runs
+//! for a device that no driver uses.
+//!
+//! Why a thread for each device, and not one loop for all: a read of a disk blocks, and blocks
+//! nobody else that way; a thread that waits costs nothing, one that is woken costs as much as a
+//! loop that is woken.
 
+pub mod block;
+mod buffers;
+#[cfg(test)]
+mod driver;
 pub mod mmio;
+mod ring;
 pub mod rng;
 pub mod slots;
+mod worker;
 
-use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
+use std::io;
+use std::sync::Arc;
+
+use rustix::event::epoll::EventFlags;
+use rustix::fd::BorrowedFd;
+
+pub use buffers::{Buffers, Direction};
+pub use ring::{Chain, Ring};
+pub use worker::{Event, Interrupt, Wake, Work};
+
+use crate::config::{self, Config};
 
 /// What a driver did that no driver may: its device needs a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// A ring or a chain of descriptors.
+    /// A ring.
     #[error("queue {queue}: {source}")]
-    Queue {
+    Ring {
         /// The queue's number.
         queue: usize,
         /// What is wrong with it.
         source: virtio_queue::Error,
     },
+    /// A chain of descriptors.
+    #[error("queue {queue}: {problem}")]
+    Chain {
+        /// The queue's number.
+        queue: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A queue that is used before it is set up.
     #[error("queue {0} is notified before it is ready, or lies outside memory")]
     NotReady(usize),
+    /// A queue that is taken away while the device works on it.
+    #[error("queue {0} is taken away while the device works on it")]
+    TakenAway(usize),
+    /// The device's threads.
+    #[error("starting its thread: {0}")]
+    Thread(io::Error),
 }
 
-/// A device behind a transport.
-pub trait Device: Send {
+/// A device behind a transport. It outlives the machine's resets; its work does not.
+pub trait Device: Send + Sync {
     /// For people.
     fn name(&self) -> &'static str;
     /// Its type (section 5).
@@ -37,16 +72,62 @@ pub trait Device: Send {
         0
     }
     /// The entries that each of its queues may have at the most.
-    fn queues(&self) -> &'static [u16];
+    fn queues(&self) -> Vec<u16>;
     /// Reads its configuration; `data` holds zeroes.
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
     /// Writes its configuration.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-    /// Does what `queue` asks for; whether the driver wants to hear of it.
-    fn process(
-        &mut self,
-        number: usize,
-        queue: &mut Queue,
-        memory: &GuestMemoryMmap,
-    ) -> Result<bool, Broken>;
+    fn write_config(&self, _offset: u64, _data: &[u8]) {}
+    /// The driver is ready, and has agreed to `features`: the work that is to be done, each part
+    /// with its queues on a thread of its own.
+    fn start(&self, features: u64, interrupt: &Arc<Interrupt>) -> io::Result<Vec<Work>>;
+}
+
+/// Does what a driver asks for, on a thread of its own.
+pub trait Server: Send {
+    /// What wakes it beside its queues, and when.
+    fn source(&self) -> Option<(BorrowedFd<'_>, EventFlags)> {
+        None
+    }
+    /// Does all there is to do on its `rings`, and returns when it would have to wait.
+    fn serve(&mut self, rings: &mut [Ring], wake: &Wake) -> Result<(), Broken>;
+}
+
+/// Has notifications of drivers reach an event descriptor without leaving the kernel.
+pub trait Doorbells: Send + Sync {
+    /// From now on a write of `queue` to `address` makes `event` readable, and no exit.
+    fn attach(&self, address: u64, queue: u32, event: &Event) -> io::Result<()>;
+    /// No longer.
+    fn detach(&self, address: u64, queue: u32, event: &Event);
+}
+
+/// Why a device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What a device is made of.
+    #[error("-device {device}: '{path}'")]
+    File {
+        /// QEMU's name of it.
+        device: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// A disk's image.
+    #[error(transparent)]
+    Image(#[from] block::image::Error),
+}
+
+/// Makes the devices of `config`, in the order of the command line.
+pub fn make(config: &Config) -> Result<Vec<Arc<dyn Device>>, Error> {
+    config.virtio.iter().map(make_one).collect()
+}
+
+fn make_one(device: &config::Virtio) -> Result<Arc<dyn Device>, Error> {
+    Ok(match device {
+        config::Virtio::Rng(source) => Arc::new(rng::Rng::new(source).map_err(|error| {
+            Error::File { device: device.name(), path: source.clone(), source: error }
+        })?),
+        config::Virtio::Block(disk) => Arc::new(block::Block::new(disk)?),
+    })
 }

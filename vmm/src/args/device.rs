@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use abi::ports;
 
-use super::{Opt, Properties, Request, Result, Seen, help};
+use super::{Opt, Properties, Request, Result, Seen, drive, help};
 use crate::config::{DebugExit, PvPanic, Virtio};
 use crate::devices::pvpanic::{CRASH_LOADED, PANICKED};
 use crate::virtio::slots;
@@ -23,7 +23,7 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 4] = [
+pub const KINDS: [Kind; 5] = [
     Kind {
         name: "isa-debug-exit",
         bus: "ISA",
@@ -37,6 +37,13 @@ pub const KINDS: [Kind; 4] = [
         description: "the guest's kernel tells of its panic",
         properties: &[("ioport", "uint16"), ("events", "uint8")],
         add: add_pvpanic,
+    },
+    Kind {
+        name: "virtio-blk-device",
+        bus: "virtio-bus",
+        description: "a disk, as /dev/vda, /dev/vdb in the order of the command line",
+        properties: &drive::PROPERTIES,
+        add: drive::add,
     },
     Kind {
         name: "virtio-rng-device",
@@ -57,7 +64,7 @@ pub const KINDS: [Kind; 4] = [
 /// What else QEMU has, and why it is not here: the beginning of names, and the reason.
 const REFUSED: [(&[&str], &str); 6] = [
     (&["vfio-"], "the host's devices cannot be passed through, by design: this machine has no PCI"),
-    (&["virtio-", "vhost-", "virtconsole"], "of virtio, this version has virtio-rng-device"),
+    (&["virtio-", "vhost-", "virtconsole"], "of virtio, this version has disks and entropy"),
     (&["isa-debugcon"], "use -serial: the firmware prints on COM1"),
     (&["isa-serial"], "COM1 is there anyway, and is the only one"),
     (&["usb-", "qemu-xhci", "nec-usb", "piix3-usb"], "this machine has no USB"),
@@ -70,7 +77,7 @@ const REFUSED: [(&[&str], &str); 6] = [
 /// `-device DRIVER[,PROPERTY=VALUE..]`.
 pub(super) fn take(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
     let mut properties = option.properties(value)?;
-    let driver = properties.positional("driver")?;
+    let driver = properties.driver()?;
     if driver == "help" {
         seen.print = Some(Request::Print(help::devices()));
         return properties.finish();
@@ -134,6 +141,7 @@ pub(super) fn take_rng_object(seen: &mut Seen, option: &Opt, value: OsString) ->
 /// Gives the devices their backends, and counts them.
 pub(super) fn connect(seen: &mut Seen) -> Result<()> {
     let option = super::option("-device");
+    drive::connect(seen, &option)?;
     for (index, backend) in std::mem::take(&mut seen.rngs) {
         let Some(id) = backend else { continue };
         let missing = || option.error(format!("virtio-rng-device: there is no -object id={id}"));

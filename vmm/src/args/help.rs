@@ -7,10 +7,9 @@ use crate::cpuid;
 /// Options of QEMU that ask for something that is not here, by what they are about.
 const REFUSED: [(&str, &[&str]); 14] = [
     (
-        "this version has no disks: give an initrd",
+        "there is one kind of disk: -drive id=ID,file=FILE,format=raw,if=none -device \
+         virtio-blk-device,drive=ID",
         &[
-            "-drive",
-            "-blockdev",
             "-hda",
             "-hdb",
             "-hdc",

@@ -23,11 +23,55 @@ impl Properties {
         Self { option: option.into(), items: items.collect() }
     }
 
+    /// Those of a JSON object, as `-blockdev` and `-device` take it too: what is nested becomes
+    /// `outer.inner`, as QEMU has it.
+    pub fn from_json(option: &str, text: &str) -> Result<Self, Error> {
+        let mut properties = Self { option: option.into(), items: Vec::new() };
+        match serde_json::from_str(text) {
+            Ok(value @ serde_json::Value::Object(_)) => properties.flatten("", &value)?,
+            Ok(_) => return Err(properties.error("a JSON object is expected".into())),
+            Err(error) => return Err(properties.error(format!("JSON: {error}"))),
+        }
+        Ok(properties)
+    }
+
+    fn flatten(&mut self, key: &str, value: &serde_json::Value) -> Result<(), Error> {
+        use serde_json::Value;
+        let text = match value {
+            Value::Object(fields) => {
+                let path = |name: &String| match key {
+                    "" => name.clone(),
+                    _ => format!("{key}.{name}"),
+                };
+                return fields
+                    .iter()
+                    .try_for_each(|(name, value)| self.flatten(&path(name), value));
+            }
+            Value::String(text) => text.clone(),
+            Value::Bool(true) => "on".into(),
+            Value::Bool(false) => "off".into(),
+            Value::Number(number) => number.to_string(),
+            Value::Null | Value::Array(_) => {
+                return Err(self.error(format!("{key}: no such value is taken")));
+            }
+        };
+        self.items.push(Item { key: Some(key.into()), value: text });
+        Ok(())
+    }
+
     /// The first item, which has no key or this one.
     pub fn positional(&mut self, key: &str) -> Result<String, Error> {
         match self.implied(key).filter(|value| !value.is_empty()) {
             Some(value) => Ok(value),
             None => Err(self.error(format!("the {key} must come first"))),
+        }
+    }
+
+    /// What `-device` is about: the first item, or in JSON whichever is called so.
+    pub fn driver(&mut self) -> Result<String, Error> {
+        match self.items.first() {
+            Some(first) if first.key.is_none() => self.positional("driver"),
+            _ => self.take("driver").ok_or_else(|| self.error("the driver must come first".into())),
         }
     }
 

@@ -126,7 +126,32 @@ fn refusals_name_the_option_and_what_to_do() {
         (&["vmlinuz"], "vmlinuz: options begin with a dash; a kernel is given by -kernel FILE"),
         (&["-"], "-: options begin with a dash; a kernel is given by -kernel FILE"),
         (&["-frobnicate"], "-frobnicate: there is no such option; -help lists them"),
-        (&["-drive", "x"], "-drive: not supported: this version has no disks: give an initrd"),
+        (
+            &["-hda", "x"],
+            "-hda: not supported: there is one kind of disk: -drive \
+             id=ID,file=FILE,format=raw,if=none -device virtio-blk-device,drive=ID",
+        ),
+        (
+            &["-drive", "file=x,if=virtio"],
+            "-drive: if=virtio: say if=none, and -device virtio-blk-device,drive=ID",
+        ),
+        (&["-drive", "file=x"], "-drive: give it an id=, and -device virtio-blk-device,drive=ID"),
+        (
+            &["-drive", "file=x,id=d,format=qcow2"],
+            "-drive: format=qcow2 is not here: qemu-img convert -O raw makes a raw image",
+        ),
+        (
+            &["-drive", "file=x,id=d,werror=stop"],
+            "-drive: werror=stop is not here: use report or auto",
+        ),
+        (
+            &["-kernel", "k", "-drive", "file=x,id=d"],
+            "-drive: nothing uses id=d: add -device virtio-blk-device,drive=d",
+        ),
+        (
+            &["-kernel", "k", "-device", "virtio-blk-device,drive=d"],
+            "-device: virtio-blk-device: there is no -drive id=d",
+        ),
         (&["-M", "q35"], "-M: 'q35' is not here: the machine is microvm"),
         (&["-M", "microvm,acpi=perhaps"], "-M: acpi=perhaps: give on or off"),
         (&["-M", "microvm,pit=on"], "-M: pit=on is not here: only pit=off or auto is"),
@@ -170,7 +195,7 @@ proptest! {
     fn no_command_line_makes_it_panic(
         words in prop::collection::vec("-?-?[a-zA-Z_]{0,4}[=,:0-9]{0,3}[a-z]{0,5}", 0..8),
         option in prop::sample::select(
-            vec!["-M", "-m", "-smp", "-cpu", "-device", "-fw_cfg", "-serial"],
+            vec!["-M", "-m", "-smp", "-cpu", "-device", "-fw_cfg", "-serial", "-drive", "-blockdev"],
         ),
     ) {
         let line = [option.to_string()].into_iter().chain(words);

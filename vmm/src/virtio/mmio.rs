@@ -1,5 +1,6 @@
 //! The transport: a device's registers in guest memory, version 2 (section 4.2).
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::{
@@ -10,19 +11,19 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
     VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
-    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
-    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
-    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM,
-    VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL,
-    VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_STATUS,
-    VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
+    VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY,
+    VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
+    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
 };
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
 
-use super::{Broken, Device};
+use super::worker::Workers;
+use super::{Broken, Device, Doorbells, Event, Interrupt, Ring, Work};
 use crate::bus::{self, Action};
-use crate::console;
 use crate::control::Line;
 use crate::memory::GuestRam;
 
@@ -68,16 +69,19 @@ impl bus::Device for EmptySlot {
 /// A device's registers.
 pub struct Transport {
     name: &'static str,
+    device: Arc<dyn Device>,
+    /// The guest's address of the registers.
+    address: u64,
     ram: Arc<GuestRam>,
-    line: Line,
+    interrupt: Arc<Interrupt>,
+    doorbells: Arc<dyn Doorbells>,
     state: Mutex<State>,
 }
 
 struct State {
-    device: Box<dyn Device>,
     queues: Vec<Queue>,
+    running: Option<Running>,
     status: u32,
-    interrupt: u32,
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
@@ -86,23 +90,36 @@ struct State {
     driven: bool,
 }
 
+/// What there is from the driver's readiness to its reset.
+struct Running {
+    // For each queue that is served.
+    kicks: BTreeMap<usize, Event>,
+    _workers: Workers,
+}
+
 impl Transport {
-    /// Registers of `device`, whose interrupts go to `line`.
-    pub fn new(device: Box<dyn Device>, ram: Arc<GuestRam>, line: Line) -> Self {
+    /// Registers at `address` of `device`, whose interrupts go to `line`, and whose notifications
+    /// come by `doorbells`.
+    pub fn new(
+        device: Arc<dyn Device>,
+        address: u64,
+        ram: Arc<GuestRam>,
+        line: Line,
+        doorbells: Arc<dyn Doorbells>,
+    ) -> Self {
         let name = device.name();
-        let mut state = State {
-            device,
-            queues: Vec::new(),
+        let state = State {
+            queues: power_on(&*device),
+            running: None,
             status: 0,
-            interrupt: 0,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
             driven: false,
         };
-        state.reset();
-        Self { name, ram, line, state: Mutex::new(state) }
+        let interrupt = Arc::new(Interrupt::new(name, line));
+        Self { name, device, address, ram, interrupt, doorbells, state: Mutex::new(state) }
     }
 
     /// Whether a driver has ever taken the device.
@@ -114,85 +131,166 @@ impl Transport {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The driver says that a queue has something for the device.
-    fn notify(&self, number: u32) {
-        let mut state = self.lock();
-        if state.status & VIRTIO_CONFIG_S_DRIVER_OK == 0
-            || state.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0
-        {
-            return;
-        }
-        let State { device, queues, .. } = &mut *state;
-        let number = usize::try_from(number).unwrap_or(usize::MAX);
-        let Some(queue) = queues.get_mut(number) else { return };
-        let memory = self.ram.regions();
-        let outcome = match queue.ready() && queue.is_valid(memory) {
-            true => device.process(number, queue, memory),
-            false => Err(Broken::NotReady(number)),
-        };
-        match outcome {
-            Ok(false) => return,
-            Ok(true) => state.interrupt |= VIRTIO_MMIO_INT_VRING,
-            Err(problem) => {
-                console::say(&format!(
-                    "{}: {problem}: it does nothing until the guest resets it",
-                    self.name
-                ));
-                state.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-                state.interrupt |= VIRTIO_MMIO_INT_CONFIG;
-            }
-        }
-        // An edge: the driver asks the interrupt status what it was, and acknowledges that, before
-        // it looks at the rings.
-        (self.line)();
-    }
-}
-
-impl State {
-    /// As after power on (section 2.1.2).
-    fn reset(&mut self) {
-        let queue = |size: &u16| Queue::new(*size).ok();
-        self.queues = self.device.queues().iter().filter_map(queue).collect();
-        (self.status, self.interrupt) = (0, 0);
-        (self.device_features_select, self.driver_features_select) = (0, 0);
-        (self.driver_features, self.queue_select) = (0, 0);
-    }
-
     fn features(&self) -> u64 {
-        self.device.features() | 1 << VIRTIO_F_VERSION_1
+        self.device.features()
+            | 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
-    fn queue(&mut self) -> Option<&mut Queue> {
-        self.queues.get_mut(usize::try_from(self.queue_select).ok()?)
-    }
-
-    fn read(&mut self, register: u32) -> u32 {
+    fn read_register(&self, register: u32) -> u32 {
+        let mut state = self.lock();
         match register {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => VERSION,
             VIRTIO_MMIO_DEVICE_ID => self.device.id(),
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => half(self.features(), self.device_features_select),
-            VIRTIO_MMIO_QUEUE_NUM_MAX => self.queue().map_or(0, |queue| queue.max_size().into()),
-            VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |queue| queue.ready().into()),
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt,
-            VIRTIO_MMIO_STATUS => self.status,
-            // No device here changes its configuration by itself.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_DEVICE_FEATURES => half(self.features(), state.device_features_select),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => state.queue().map_or(0, |queue| queue.max_size().into()),
+            VIRTIO_MMIO_QUEUE_READY => state.queue().map_or(0, |queue| queue.ready().into()),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
+            VIRTIO_MMIO_STATUS if self.interrupt.is_broken() => {
+                state.status | VIRTIO_CONFIG_S_NEEDS_RESET
+            }
+            VIRTIO_MMIO_STATUS => state.status,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
             _ => 0,
         }
     }
 
-    fn write(&mut self, register: u32, value: u32) {
+    fn write_register(&self, register: u32, value: u32) {
+        match register {
+            VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
+            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            VIRTIO_MMIO_STATUS if value == 0 => self.reset(),
+            VIRTIO_MMIO_STATUS => self.take_status(value),
+            _ => self.lock().write(register, value, &self.interrupt),
+        }
+    }
+
+    /// The driver says that a queue has something for the device, and KVM did not take it.
+    fn notify(&self, number: u32) {
+        let state = self.lock();
+        let number = usize::try_from(number).unwrap_or(usize::MAX);
+        let Some(running) = state.running.as_ref().filter(|_| number < state.queues.len()) else {
+            return;
+        };
+        match running.kicks.get(&number) {
+            Some(kick) => kick.happen(),
+            None if self.interrupt.is_broken() => {}
+            None => self.interrupt.fail(&Broken::NotReady(number)),
+        }
+    }
+
+    /// A driver goes step by step, and never back but by a reset (section 3.1.1).
+    fn take_status(&self, value: u32) {
+        let mut state = self.lock();
+        let ready = state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+        state.take_status(value, self.features());
+        if !ready && state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.start(&mut state);
+        }
+    }
+
+    /// The driver is ready: the device's work begins.
+    fn start(&self, state: &mut State) {
+        match self.try_start(state) {
+            Ok(running) => state.running = Some(running),
+            Err(problem) => self.interrupt.fail(&problem),
+        }
+    }
+
+    fn try_start(&self, state: &State) -> Result<Running, Broken> {
+        let memory = self.ram.regions();
+        let wild = |queue: &Queue| queue.ready() && !queue.is_valid(memory);
+        if let Some(number) = state.queues.iter().position(wild) {
+            return Err(Broken::NotReady(number));
+        }
+        let features = state.driver_features;
+        let mut workers = Workers::new(self.interrupt.clone()).map_err(Broken::Thread)?;
+        let mut kicks = BTreeMap::new();
+        for Work { queues, server } in
+            self.device.start(features, &self.interrupt).map_err(Broken::Thread)?
+        {
+            let mut rings = Vec::new();
+            for number in queues {
+                let Some(queue) = state.queues.get(number).and_then(|q| copy(q, features)) else {
+                    continue;
+                };
+                let kick = Event::new().map_err(Broken::Thread)?;
+                if queue.ready() {
+                    // What KVM does not take leaves the guest, and comes by `notify`.
+                    let _ = self.doorbells.attach(self.doorbell(), wide(number), &kick);
+                    kicks.insert(number, kick.clone());
+                }
+                rings.push((Ring::new(number, queue, self.interrupt.clone()), kick));
+            }
+            workers.start(server, rings, self.ram.clone()).map_err(Broken::Thread)?;
+        }
+        Ok(Running { kicks, _workers: workers })
+    }
+
+    /// Where drivers write their notifications.
+    fn doorbell(&self) -> u64 {
+        self.address + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY)
+    }
+
+    /// As after power on (section 2.1.2), when all that is being done is done.
+    fn reset(&self) {
+        let mut state = self.lock();
+        if let Some(running) = state.running.take() {
+            for (number, kick) in &running.kicks {
+                self.doorbells.detach(self.doorbell(), wide(*number), kick);
+            }
+        }
+        state.queues = power_on(&*self.device);
+        state.status = 0;
+        (state.device_features_select, state.driver_features_select) = (0, 0);
+        (state.driver_features, state.queue_select) = (0, 0);
+        self.interrupt.reset();
+    }
+}
+
+/// A device's queues as after power on.
+fn power_on(device: &dyn Device) -> Vec<Queue> {
+    device.queues().into_iter().filter_map(|size| Queue::new(size).ok()).collect()
+}
+
+/// A queue's number as a register has it.
+fn wide(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// A queue as the driver has set it up, for who serves it.
+fn copy(queue: &Queue, features: u64) -> Option<Queue> {
+    let mut copy = Queue::try_from(queue.state()).ok()?;
+    copy.set_event_idx(features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1);
+    Some(copy)
+}
+
+impl State {
+    fn queue(&mut self) -> Option<&mut Queue> {
+        self.queues.get_mut(usize::try_from(self.queue_select).ok()?)
+    }
+
+    fn write(&mut self, register: u32, value: u32, interrupt: &Interrupt) {
         match register {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
             VIRTIO_MMIO_DRIVER_FEATURES => self.take_features(value),
             VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
-            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt &= !value,
-            VIRTIO_MMIO_STATUS if value == 0 => self.reset(),
-            VIRTIO_MMIO_STATUS => self.take_status(value),
+            VIRTIO_MMIO_QUEUE_READY if self.running.is_some() => {
+                self.take_away(value, interrupt);
+            }
             _ => self.set_up_queue(register, value),
+        }
+    }
+
+    /// A queue that is being worked on is given back by a reset, and by nothing else.
+    fn take_away(&mut self, value: u32, interrupt: &Interrupt) {
+        let number = usize::try_from(self.queue_select).unwrap_or(usize::MAX);
+        if value == 0 && self.queue().is_some_and(|queue| queue.ready()) {
+            interrupt.fail(&Broken::TakenAway(number));
         }
     }
 
@@ -209,8 +307,7 @@ impl State {
         }
     }
 
-    /// A driver goes step by step, and never back but by a reset (section 3.1.1).
-    fn take_status(&mut self, value: u32) {
+    fn take_status(&mut self, value: u32, features: u64) {
         self.driven |= value & VIRTIO_CONFIG_S_DRIVER != 0;
         self.status |= value & VIRTIO_CONFIG_S_FAILED;
         for (done, step) in STEPS.iter().enumerate() {
@@ -218,7 +315,7 @@ impl State {
             if value & step == 0 || self.status & before != before {
                 return;
             }
-            let agreed = self.driver_features & !self.features() == 0
+            let agreed = self.driver_features & !features == 0
                 && self.driver_features >> VIRTIO_F_VERSION_1 & 1 == 1;
             // Features that cannot be had are refused by not showing this bit.
             if *step != VIRTIO_CONFIG_S_FEATURES_OK || agreed {
@@ -277,26 +374,21 @@ impl bus::Device for Transport {
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let mut state = self.lock();
         match offset.checked_sub(CONFIG) {
             Some(offset) => {
                 data.fill(0);
-                state.device.read_config(offset, data);
+                self.device.read_config(offset, data);
             }
-            None => answer(data, state.read(u32::try_from(offset).unwrap_or(u32::MAX))),
+            None => answer(data, self.read_register(u32::try_from(offset).unwrap_or(u32::MAX))),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Action {
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.lock().device.write_config(offset, data);
+            self.device.write_config(offset, data);
         } else if let (Ok(register), Ok(bytes)) = (u32::try_from(offset), <[u8; 4]>::try_from(data))
         {
-            let value = u32::from_le_bytes(bytes);
-            match register {
-                VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
-                _ => self.lock().write(register, value),
-            }
+            self.write_register(register, u32::from_le_bytes(bytes));
         }
         Action::None
     }

@@ -1,45 +1,26 @@
 //! The entropy device (section 5.4): fills the driver's buffers with random bytes.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::{Broken, Device};
+use super::{Broken, Buffers, Device, Interrupt, Ring, Server, Wake, Work};
 
 /// Bytes for one chain at the most: who wants more asks again.
 const CHAIN_MAX: usize = 64 << 10;
 
 /// The device, and where it has its bytes from.
 pub struct Rng {
-    source: File,
+    source: Arc<File>,
 }
 
 impl Rng {
     /// A device that reads from `source`.
     pub fn new(source: &Path) -> io::Result<Self> {
-        Ok(Self { source: File::open(source)? })
-    }
-
-    /// Bytes that were written to the chain.
-    fn fill(&mut self, chain: DescriptorChain<&GuestMemoryMmap>, memory: &GuestMemoryMmap) -> u32 {
-        let mut filled = 0;
-        for descriptor in chain.writable() {
-            let wanted = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
-            let count = wanted.min(CHAIN_MAX - filled);
-            match memory.read_volatile_from(descriptor.addr(), &mut self.source, count) {
-                Ok(read) => filled += read,
-                // A buffer outside memory, or a source that has run dry: the driver gets less.
-                Err(_) => break,
-            }
-            if filled == CHAIN_MAX {
-                break;
-            }
-        }
-        u32::try_from(filled).unwrap_or(u32::MAX)
+        Ok(Self { source: Arc::new(File::open(source)?) })
     }
 }
 
@@ -52,30 +33,46 @@ impl Device for Rng {
         VIRTIO_ID_RNG
     }
 
-    fn queues(&self) -> &'static [u16] {
+    fn queues(&self) -> Vec<u16> {
         // As in QEMU.
-        &[8]
+        vec![8]
     }
 
-    fn process(
-        &mut self,
-        number: usize,
-        queue: &mut Queue,
-        memory: &GuestMemoryMmap,
-    ) -> Result<bool, Broken> {
-        let broken = |source| Broken::Queue { queue: number, source };
-        // What the ring holds now and no more: a driver that adds as fast as we take would keep
-        // its CPU here for ever.
-        let mut left = queue.size();
-        let mut used = false;
-        while left > 0 {
-            let Some(chain) = queue.iter(memory).map_err(broken)?.next() else { break };
-            let head = chain.head_index();
-            let length = self.fill(chain, memory);
-            queue.add_used(memory, head, length).map_err(broken)?;
-            used = true;
-            left -= 1;
+    fn start(&self, _: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
+        let server = Box::new(Filler(self.source.clone()));
+        Ok(vec![Work { queues: vec![0], server }])
+    }
+}
+
+struct Filler(Arc<File>);
+
+impl Filler {
+    /// Bytes that were written to the buffers: fewer than there is room for when the source has
+    /// run dry.
+    fn fill(&self, buffers: &Buffers<'_>) -> usize {
+        let mut bytes = [0; 256];
+        let (mut filled, mut rest) = (0, buffers.truncated(CHAIN_MAX));
+        while !rest.is_empty() {
+            let wanted = rest.len().min(bytes.len());
+            let Some(part) = bytes.get_mut(..wanted) else { break };
+            let Ok(count @ 1..) = (&*self.0).read(part) else { break };
+            filled += rest.copy_from(part.get(..count).unwrap_or_default());
+            let Some((_, after)) = rest.split_at(count) else { break };
+            rest = after;
         }
-        Ok(used && queue.needs_notification(memory).map_err(broken)?)
+        filled
+    }
+}
+
+impl Server for Filler {
+    fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
+        for ring in rings {
+            while let Some(chain) = ring.next(wake.memory)? {
+                let filled = self.fill(&chain.writable);
+                ring.give_back(wake.memory, chain.head, filled)?;
+                ring.tell(wake.memory)?;
+            }
+        }
+        Ok(())
     }
 }

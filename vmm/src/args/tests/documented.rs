@@ -48,6 +48,27 @@ const LINES: &[(&str, Outcome)] = &[
           -nodefaults -no-user-config -nographic -serial stdio \
           -drive id=test,file=test.img,format=raw,if=none -device virtio-blk-device,drive=test \
           -netdev tap,id=tap0,script=no,downscript=no -device virtio-net-device,netdev=tap0",
+        StopsAt("-netdev"),
+    ),
+    (
+        "-M microvm -kernel k -drive id=test,file=test.img,format=raw,if=none,cache=none,aio=native \
+          -device virtio-blk-device,drive=test,serial=s,num-queues=2",
+        Taken,
+    ),
+    (
+        "-M microvm -kernel k -blockdev driver=file,node-name=f,filename=x \
+          -blockdev driver=raw,node-name=d,file=f,read-only=on -device virtio-blk-device,drive=d",
+        Taken,
+    ),
+    (
+        "-M microvm -kernel k -blockdev \
+          {\"driver\":\"raw\",\"node-name\":\"d\",\"file\":{\"driver\":\"file\",\"filename\":\"x\"}} \
+          -device {\"driver\":\"virtio-blk-device\",\"drive\":\"d\"}",
+        Taken,
+    ),
+    (
+        "-M microvm -kernel k -drive id=d,file=x,format=qcow2,if=none \
+          -device virtio-blk-device,drive=d",
         StopsAt("-drive"),
     ),
     // microvm.rst, the minimal machine: its console is virtio.
@@ -84,7 +105,6 @@ const LINES: &[(&str, Outcome)] = &[
     ),
     ("-M microvm -kernel k -device vhost-vsock-device,guest-cid=3", StopsAt("-device")),
     ("-M microvm -kernel k -device virtio-balloon-device", StopsAt("-device")),
-    ("-M microvm -kernel k -blockdev driver=file,node-name=f,filename=x", StopsAt("-blockdev")),
     ("-M microvm -kernel k -netdev user,id=n,hostfwd=tcp::2222-:22", StopsAt("-netdev")),
     // microvm.nix: control, names, the keyboard's reset line, the transport's version.
     (

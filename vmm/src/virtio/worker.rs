@@ -1,0 +1,251 @@
+//! The threads of a device that a driver uses: from its readiness to its reset.
+//!
+//! A driver's notification makes an event descriptor readable, by KVM itself and without an exit
+//! to this program. It is waited for by its edge, so that it need not be read: one system call for
+//! each wake-up.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use vm_memory::GuestMemoryMmap;
+
+use super::{Broken, Ring, Server};
+use crate::console;
+use crate::control::Line;
+use crate::memory::GuestRam;
+use crate::signals;
+
+/// Part of a device's work.
+pub struct Work {
+    /// The queues, by their numbers, in the order in which the server gets them.
+    pub queues: Vec<usize>,
+    /// Who does it.
+    pub server: Box<dyn Server>,
+}
+
+/// How a device tells its driver that something happened.
+///
+/// Interrupts are edges: the driver reads their status, acknowledges that, and then looks at the
+/// rings, so nothing that came before is missed.
+pub struct Interrupt {
+    name: &'static str,
+    line: Line,
+    status: AtomicU32,
+    generation: AtomicU32,
+    stopped: AtomicBool,
+    broken: AtomicBool,
+    // It is told once.
+    told: AtomicBool,
+}
+
+impl Interrupt {
+    pub(super) fn new(name: &'static str, line: Line) -> Self {
+        Self {
+            name,
+            line,
+            status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            stopped: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    /// As after power on.
+    pub(super) fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst);
+        self.stopped.store(false, Ordering::SeqCst);
+        self.broken.store(false, Ordering::SeqCst);
+    }
+
+    /// Buffers were used.
+    pub fn used(&self) {
+        self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    /// The configuration is another one.
+    pub fn configuration_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn raise(&self, reason: u32) {
+        self.status.fetch_or(reason, Ordering::SeqCst);
+        (self.line)();
+    }
+
+    /// The device does nothing more until it is reset.
+    pub(super) fn fail(&self, problem: &Broken) {
+        if !self.told.swap(true, Ordering::SeqCst) {
+            let name = self.name;
+            console::say(&format!("{name}: {problem}: it does nothing until the guest resets it"));
+        }
+        self.broken.store(true, Ordering::SeqCst);
+        self.stopped.store(true, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
+    }
+
+    /// Whether no more is to be taken from the rings.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn acknowledge(&self, reasons: u32) {
+        self.status.fetch_and(!reasons, Ordering::SeqCst);
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+}
+
+/// Why a server was woken.
+pub struct Wake<'m> {
+    /// Where the rings and buffers are.
+    pub memory: &'m GuestMemoryMmap,
+    /// Its source has something.
+    pub source: bool,
+}
+
+/// Something that happens again and again: a driver's notification of one queue, say. It is the
+/// same one in all clones.
+#[derive(Clone)]
+pub struct Event(Arc<OwnedFd>);
+
+impl Event {
+    /// One that has not happened.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?)))
+    }
+
+    /// It happens.
+    pub fn happen(&self) {
+        // A full counter refuses, and is seen all the same.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The running threads of a device.
+pub(super) struct Workers {
+    interrupt: Arc<Interrupt>,
+    stop: Event,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    pub fn new(interrupt: Arc<Interrupt>) -> io::Result<Self> {
+        Ok(Self { interrupt, stop: Event::new()?, threads: Vec::new() })
+    }
+
+    /// Starts `server` on its rings, each with the event of its notifications.
+    pub fn start(
+        &mut self,
+        mut server: Box<dyn Server>,
+        rings: Vec<(Ring, Event)>,
+        ram: Arc<GuestRam>,
+    ) -> io::Result<()> {
+        let (mut rings, kicks): (Vec<_>, Vec<_>) = rings.into_iter().unzip();
+        let stop = self.stop.clone();
+        let interrupt = self.interrupt.clone();
+        let work = move || {
+            let outcome = work(&mut *server, &mut rings, &kicks, &stop, &interrupt, &ram);
+            if let Err(problem) = outcome {
+                interrupt.fail(&problem);
+            }
+        };
+        self.threads.push(signals::spawn(self.interrupt.name, work)?);
+        Ok(())
+    }
+}
+
+impl Drop for Workers {
+    /// Waits until what is being done is done.
+    fn drop(&mut self) {
+        self.interrupt.stopped.store(true, Ordering::SeqCst);
+        self.stop.happen();
+        for thread in self.threads.drain(..) {
+            // A server that panics ends the process before this.
+            let _ = thread.join();
+        }
+    }
+}
+
+const STOP: u64 = 0;
+const KICK: u64 = 1;
+const SOURCE: u64 = 2;
+
+fn work(
+    server: &mut dyn Server,
+    rings: &mut [Ring],
+    kicks: &[Event],
+    stop: &Event,
+    interrupt: &Interrupt,
+    ram: &GuestRam,
+) -> Result<(), Broken> {
+    let thread_error = |errno: Errno| Broken::Thread(errno.into());
+    let mut waiter = Waiter::new(stop, kicks).map_err(thread_error)?;
+    if let Some((source, events)) = server.source() {
+        waiter.add(source, SOURCE, events).map_err(thread_error)?;
+    }
+    let memory = ram.regions();
+    // What was made available before there was a thread to hear of it.
+    let mut source = true;
+    while !interrupt.is_stopped() {
+        server.serve(rings, &Wake { memory, source })?;
+        source = waiter.wait().map_err(thread_error)?;
+    }
+    Ok(())
+}
+
+struct Waiter {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+}
+
+impl Waiter {
+    fn new(stop: &Event, kicks: &[Event]) -> Result<Self, Errno> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let waiter = Self { epoll, events: Vec::with_capacity(kicks.len() + 2) };
+        waiter.add(stop.as_fd(), STOP, EventFlags::IN)?;
+        for kick in kicks {
+            waiter.add(kick.as_fd(), KICK, EventFlags::IN | EventFlags::ET)?;
+        }
+        Ok(waiter)
+    }
+
+    fn add(&self, fd: BorrowedFd<'_>, what: u64, events: EventFlags) -> Result<(), Errno> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(what), events)
+    }
+
+    /// Waits for the next event; whether it is the source's.
+    fn wait(&mut self) -> Result<bool, Errno> {
+        self.events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.events.iter().any(|event| event.data.u64() == SOURCE))
+    }
+}
