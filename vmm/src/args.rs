@@ -12,6 +12,7 @@ mod life;
 mod machine;
 mod memory;
 mod monitor;
+mod netdev;
 mod size;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,9 @@ struct Seen {
     // Disks by their number and their drive's id, and the drives.
     disks: Vec<(usize, String)>,
     drives: Vec<drive::Drive>,
+    // Network cards by their number and their netdev's id, and the netdevs.
+    cards: Vec<(usize, String)>,
+    netdevs: Vec<netdev::Netdev>,
     // Where BIOS images are looked for.
     data_dirs: Vec<PathBuf>,
     print: Option<Request>,
@@ -235,6 +239,7 @@ fn take_option(
         "-device" => device::take(seen, option, value()?)?,
         "-drive" => drive::take_drive(seen, option, value()?)?,
         "-blockdev" => drive::take_blockdev(seen, option, value()?)?,
+        "-netdev" => netdev::take(seen, option, value()?)?,
         "-fw_cfg" => config.fw_cfg.push(fw_cfg_file(option, value()?)?),
         "-boot-trace" => config.boot_trace = Some(option.path(value()?)?),
         _ => return take_process_option(seen, option, value),

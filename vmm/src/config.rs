@@ -253,6 +253,8 @@ pub enum Virtio {
     Rng(PathBuf),
     /// A disk.
     Block(Disk),
+    /// A network card.
+    Net(Net),
 }
 
 impl Virtio {
@@ -261,8 +263,35 @@ impl Virtio {
         match self {
             Self::Rng(_) => "virtio-rng-device",
             Self::Block(_) => "virtio-blk-device",
+            Self::Net(_) => "virtio-net-device",
         }
     }
+}
+
+/// A network card: a tap of the host, and the device that shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Net {
+    /// The tap.
+    pub tap: TapSource,
+    /// The address of the card.
+    pub mac: [u8; 6],
+    /// The largest packet that the guest is to send, if it is told.
+    pub mtu: Option<u16>,
+    /// What the device offers of checksums and segments (VIRTIO 1.2, section 5.1.3).
+    pub features: u64,
+    /// Entries of the queue of what the guest receives, a power of two.
+    pub receive_size: u16,
+    /// Entries of the queue of what it sends, a power of two.
+    pub transmit_size: u16,
+}
+
+/// Where a tap comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TapSource {
+    /// The interface of this name, or a new one; without a name the kernel finds one.
+    Name(String),
+    /// A descriptor that this process was started with.
+    Descriptor(i32),
 }
 
 /// A disk: its image, and the device that shows it.

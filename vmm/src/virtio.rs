@@ -14,6 +14,7 @@ mod buffers;
 #[cfg(test)]
 mod driver;
 pub mod mmio;
+pub mod net;
 mod ring;
 pub mod rng;
 pub mod slots;
@@ -116,6 +117,9 @@ pub enum Error {
     /// A disk's image.
     #[error(transparent)]
     Image(#[from] block::image::Error),
+    /// A network card's tap.
+    #[error(transparent)]
+    Tap(#[from] net::tap::Error),
 }
 
 /// Makes the devices of `config`, in the order of the command line.
@@ -129,5 +133,6 @@ fn make_one(device: &config::Virtio) -> Result<Arc<dyn Device>, Error> {
             Error::File { device: device.name(), path: source.clone(), source: error }
         })?),
         config::Virtio::Block(disk) => Arc::new(block::Block::new(disk)?),
+        config::Virtio::Net(net) => Arc::new(net::Card::new(net)?),
     })
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use abi::ports;
 
-use super::{Opt, Properties, Request, Result, Seen, drive, help};
+use super::{Opt, Properties, Request, Result, Seen, drive, help, netdev};
 use crate::config::{DebugExit, PvPanic, Virtio};
 use crate::devices::pvpanic::{CRASH_LOADED, PANICKED};
 use crate::virtio::slots;
@@ -23,7 +23,7 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 5] = [
+pub const KINDS: [Kind; 6] = [
     Kind {
         name: "isa-debug-exit",
         bus: "ISA",
@@ -46,6 +46,13 @@ pub const KINDS: [Kind; 5] = [
         add: drive::add,
     },
     Kind {
+        name: "virtio-net-device",
+        bus: "virtio-bus",
+        description: "a network card, as eth0",
+        properties: &netdev::PROPERTIES,
+        add: netdev::add,
+    },
+    Kind {
         name: "virtio-rng-device",
         bus: "virtio-bus",
         description: "the host's entropy, as /dev/hwrng",
@@ -64,7 +71,10 @@ pub const KINDS: [Kind; 5] = [
 /// What else QEMU has, and why it is not here: the beginning of names, and the reason.
 const REFUSED: [(&[&str], &str); 6] = [
     (&["vfio-"], "the host's devices cannot be passed through, by design: this machine has no PCI"),
-    (&["virtio-", "vhost-", "virtconsole"], "of virtio, this version has disks and entropy"),
+    (
+        &["virtio-", "vhost-", "virtconsole"],
+        "of virtio, this version has disks, network and entropy",
+    ),
     (&["isa-debugcon"], "use -serial: the firmware prints on COM1"),
     (&["isa-serial"], "COM1 is there anyway, and is the only one"),
     (&["usb-", "qemu-xhci", "nec-usb", "piix3-usb"], "this machine has no USB"),
@@ -142,6 +152,7 @@ pub(super) fn take_rng_object(seen: &mut Seen, option: &Opt, value: OsString) ->
 pub(super) fn connect(seen: &mut Seen) -> Result<()> {
     let option = super::option("-device");
     drive::connect(seen, &option)?;
+    netdev::connect(seen, &option)?;
     for (index, backend) in std::mem::take(&mut seen.rngs) {
         let Some(id) = backend else { continue };
         let missing = || option.error(format!("virtio-rng-device: there is no -object id={id}"));

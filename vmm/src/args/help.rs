@@ -5,7 +5,7 @@ use super::machine::PROPERTIES;
 use crate::cpuid;
 
 /// Options of QEMU that ask for something that is not here, by what they are about.
-const REFUSED: [(&str, &[&str]); 14] = [
+const REFUSED: [(&str, &[&str]); 13] = [
     (
         "there is one kind of disk: -drive id=ID,file=FILE,format=raw,if=none -device \
          virtio-blk-device,drive=ID",
@@ -24,7 +24,6 @@ const REFUSED: [(&str, &[&str]); 14] = [
             "-pflash",
         ],
     ),
-    ("this version has no network", &["-netdev"]),
     ("this version shares no folders: give an initrd", &["-virtfs", "-fsdev"]),
     ("use -serial: the firmware prints on COM1", &["-debugcon"]),
     ("use -qmp", &["-qmp-pretty"]),

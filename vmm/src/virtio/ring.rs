@@ -1,9 +1,10 @@
 //! A queue in the hands of who serves it.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::{Broken, Buffers, Interrupt};
 
@@ -23,11 +24,16 @@ pub struct Ring {
     number: usize,
     queue: Queue,
     interrupt: Arc<Interrupt>,
+    /// Chains that were given back, and that the driver was not told of.
+    unannounced: u16,
 }
+
+/// The driver's flag that it wants to hear of nothing (section 2.7.6).
+const NO_INTERRUPT: u16 = 1;
 
 impl Ring {
     pub(super) fn new(number: usize, queue: Queue, interrupt: Arc<Interrupt>) -> Self {
-        Self { number, queue, interrupt }
+        Self { number, queue, interrupt, unannounced: 0 }
     }
 
     /// The entries that it has.
@@ -72,13 +78,52 @@ impl Ring {
         head: u16,
         length: usize,
     ) -> Result<(), Broken> {
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        self.queue.add_used(memory, head, length).map_err(|source| self.ring_error(source))
+        self.give_back_all(memory, &[(head, length)])
     }
 
-    /// Tells the driver of what was given back, if it wants to hear of that.
+    /// Gives chains back, each with the bytes that were written: the driver sees all at once.
+    pub fn give_back_all(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chains: &[(u16, usize)],
+    ) -> Result<(), Broken> {
+        let Some(((last, length), before)) = chains.split_last() else { return Ok(()) };
+        let narrow = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        for (head, length) in before {
+            let next = self.queue.next_used();
+            let element = [u32::from(*head).to_le_bytes(), narrow(*length).to_le_bytes()].concat();
+            let at = self.queue.used_ring() + 4 + 8 * u64::from(next % self.queue.size());
+            memory
+                .write_slice(&element, GuestAddress(at))
+                .map_err(|source| self.ring_error(virtio_queue::Error::GuestMemory(source)))?;
+            self.queue.set_next_used(next.wrapping_add(1));
+            self.unannounced = self.unannounced.wrapping_add(1);
+        }
+        // This one makes the new index of the ring known.
+        self.unannounced = self.unannounced.wrapping_add(1);
+        let added = self.queue.add_used(memory, *last, narrow(*length));
+        added.map_err(|source| self.ring_error(source))
+    }
+
+    /// Tells the driver of what was given back, if it wants to hear of that (section 2.7.7.2).
     pub fn tell(&mut self, memory: &GuestMemoryMmap) -> Result<(), Broken> {
-        if self.queue.needs_notification(memory).map_err(|source| self.ring_error(source))? {
+        let added = std::mem::take(&mut self.unannounced);
+        if added == 0 {
+            return Ok(());
+        }
+        let (ring, size) = (self.queue.avail_ring(), u64::from(self.queue.size()));
+        // The driver sees the ring's new index before we look at what it wants, or we see that.
+        fence(Ordering::SeqCst);
+        let load = |at| memory.load(GuestAddress(at), Ordering::Acquire).map(u16::from_le);
+        let failed = |source| self.ring_error(virtio_queue::Error::GuestMemory(source));
+        let wanted = if self.queue.event_idx_enabled() {
+            let event = load(ring + 4 + 2 * size).map_err(failed)?;
+            let passed = self.queue.next_used().wrapping_sub(event).wrapping_sub(1);
+            passed < added
+        } else {
+            load(ring).map_err(failed)? & NO_INTERRUPT == 0
+        };
+        if wanted {
             self.interrupt.used();
         }
         Ok(())

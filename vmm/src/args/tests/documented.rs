@@ -48,7 +48,12 @@ const LINES: &[(&str, Outcome)] = &[
           -nodefaults -no-user-config -nographic -serial stdio \
           -drive id=test,file=test.img,format=raw,if=none -device virtio-blk-device,drive=test \
           -netdev tap,id=tap0,script=no,downscript=no -device virtio-net-device,netdev=tap0",
-        StopsAt("-netdev"),
+        Taken,
+    ),
+    (
+        "-M microvm -kernel k -netdev tap,id=n,fd=3,vhost=off -device \
+          virtio-net-device,netdev=n,mac=02:00:00:00:00:01,host_mtu=9000,csum=off",
+        Taken,
     ),
     (
         "-M microvm -kernel k -drive id=test,file=test.img,format=raw,if=none,cache=none,aio=native \
