@@ -255,6 +255,17 @@ pub enum Virtio {
     Block(Disk),
     /// A network card.
     Net(Net),
+    /// The memory balloon.
+    Balloon(Balloon),
+}
+
+/// The memory balloon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balloon {
+    /// The guest takes memory out of it rather than run out of memory.
+    pub deflate_on_oom: bool,
+    /// The guest tells of memory that it does not use.
+    pub free_page_reporting: bool,
 }
 
 impl Virtio {
@@ -264,6 +275,7 @@ impl Virtio {
             Self::Rng(_) => "virtio-rng-device",
             Self::Block(_) => "virtio-blk-device",
             Self::Net(_) => "virtio-net-device",
+            Self::Balloon(_) => "virtio-balloon-device",
         }
     }
 }

@@ -68,6 +68,8 @@ pub enum Event {
     GuestPanicked(&'static str),
     /// The guest's kernel gave up, and saves what it knows.
     GuestCrashLoaded,
+    /// The guest has so many bytes of memory now.
+    BalloonChange(u64),
 }
 
 /// Whether a CPU may enter the guest.

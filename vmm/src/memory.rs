@@ -322,12 +322,25 @@ impl GuestRam {
         self.zero(last, range.end() - last)
     }
 
+    /// Gives memory back to the host that the guest says it does not use, as far as it is memory
+    /// and the host can take it.
+    pub fn give_back(&self, address: u64, length: u64) {
+        if let Some(length) =
+            usize::try_from(length).ok().filter(|_| self.contains(address, length))
+        {
+            self.mapping.give_back(offset(address), length);
+        }
+    }
+
+    /// Likewise, for `length` bytes at an address of this process.
+    pub fn give_back_host(&self, address: u64, length: usize) {
+        if let Some(offset) = address.checked_sub(self.mapping.address()) {
+            self.mapping.give_back(offset, length);
+        }
+    }
+
     fn discard(&self, address: u64, length: u64) -> bool {
-        // High RAM follows low RAM in the mapping.
-        let offset = match address.checked_sub(layout::FOUR_GIB) {
-            Some(above) => layout::LOW_RAM_MAX + above,
-            None => address,
-        };
+        let offset = offset(address);
         match (usize::try_from(offset), usize::try_from(length)) {
             (Ok(offset), Ok(length)) => self.mapping.discard(offset, length),
             _ => false,
@@ -342,6 +355,14 @@ impl GuestRam {
     /// For readers of kernel formats that want vm-memory's own type.
     pub fn regions(&self) -> &GuestMemoryMmap {
         &self.regions
+    }
+}
+
+/// Where RAM at a guest's address is in the mapping: high RAM follows low RAM.
+fn offset(address: u64) -> u64 {
+    match address.checked_sub(layout::FOUR_GIB) {
+        Some(above) => layout::LOW_RAM_MAX + above,
+        None => address,
     }
 }
 

@@ -22,6 +22,7 @@ use crate::config::{Config, Qmp};
 use crate::console;
 use crate::control::{Control, RunState};
 use crate::signals;
+use crate::virtio::balloon::Balloon;
 use commands::Machine;
 use mailbox::Mailbox;
 use session::{Session, Stream};
@@ -67,10 +68,15 @@ enum Door {
 
 impl Server {
     /// Starts the monitors that `config` asks for.
-    pub fn start(config: &Config, control: &Arc<Control>) -> Result<Self, Error> {
+    pub fn start(
+        config: &Config,
+        control: &Arc<Control>,
+        balloon: Option<&Arc<Balloon>>,
+    ) -> Result<Self, Error> {
         let mut server = Self::default();
         for qmp in &config.qmp {
-            let monitor = Monitor::start(qmp, config, control)?;
+            let machine = Machine::new(config, control.clone(), balloon.cloned());
+            let monitor = Monitor::start(qmp, config, machine)?;
             server.monitors.push(monitor);
         }
         Ok(server)
@@ -94,8 +100,9 @@ impl Drop for Server {
 }
 
 impl Monitor {
-    fn start(qmp: &Qmp, config: &Config, control: &Arc<Control>) -> Result<Self, Error> {
+    fn start(qmp: &Qmp, config: &Config, machine: Machine) -> Result<Self, Error> {
         let (door, socket) = open(qmp)?;
+        let control = machine.control.clone();
         let mailbox = Arc::new(Mailbox::new()?);
         let letters = mailbox.clone();
         control.listen(Box::new(move |event| letters.put(event)));
@@ -108,7 +115,6 @@ impl Monitor {
         }
         // Somebody may hold the machine for longer than until a client comes.
         let start = hold && !config.start_stopped;
-        let machine = Machine::new(config, control.clone());
         let mail = mailbox.clone();
         let thread = signals::spawn("QMP", move || serve(door, &machine, &mail, start))?;
         Ok(Self { mailbox, thread: Some(thread), socket })

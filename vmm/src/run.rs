@@ -15,7 +15,7 @@ use crate::pidfile::{self, PidFile};
 use crate::qmp::{self, Server};
 use crate::trace::Trace;
 use crate::vcpu::{End, TRIPLE_FAULT};
-use crate::virtio;
+use crate::virtio::{self, Devices};
 
 /// Why a machine ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -88,15 +88,19 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
     let bios_size = images.bios.as_ref().map(|bios| bios.size());
     let ram = Arc::new(GuestRam::on(&config.backend, config.memory, bios_size)?);
-    let devices = virtio::make(config)?;
-    let mut machine = Machine::new(config, &images, &ram, &com1, &devices)?;
+    let devices = Devices::new(config)?;
+    let mut machine = Machine::new(config, &images, &ram, &com1, &devices.all)?;
     warn_about_kvm(&images);
     warn_about_features(config, &machine);
     let first = if config.start_stopped { RunState::Prelaunch } else { RunState::Running };
     let control = Arc::new(Control::new(first, config.acpi));
     outside::watch(config, &control, &com1).map_err(Error::Signals)?;
     let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;
-    let _qmp = Server::start(config, &control)?;
+    if let Some(balloon) = &devices.balloon {
+        let control = control.clone();
+        balloon.listen(Box::new(move |actual| control.tell(Event::BalloonChange(actual))));
+    }
+    let _qmp = Server::start(config, &control, devices.balloon.as_ref())?;
     let _restore = console::start(&config.serial, &com1, &control)?;
     let mut deaths = 0;
     loop {
@@ -111,7 +115,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
             Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
             Next::Reset => {
                 drop(machine);
-                machine = Machine::new(config, &images, &ram, &com1, &devices)?;
+                machine = Machine::new(config, &images, &ram, &com1, &devices.all)?;
                 control.revive();
             }
         }

@@ -9,6 +9,7 @@
 //! nobody else that way; a thread that waits costs nothing, one that is woken costs as much as a
 //! loop that is woken.
 
+pub mod balloon;
 pub mod block;
 mod buffers;
 #[cfg(test)]
@@ -122,17 +123,36 @@ pub enum Error {
     Tap(#[from] net::tap::Error),
 }
 
-/// Makes the devices of `config`, in the order of the command line.
-pub fn make(config: &Config) -> Result<Vec<Arc<dyn Device>>, Error> {
-    config.virtio.iter().map(make_one).collect()
+/// The devices of a machine.
+pub struct Devices {
+    /// All of them, in the order of the command line.
+    pub all: Vec<Arc<dyn Device>>,
+    /// The balloon, if there is one.
+    pub balloon: Option<Arc<balloon::Balloon>>,
 }
 
-fn make_one(device: &config::Virtio) -> Result<Arc<dyn Device>, Error> {
-    Ok(match device {
-        config::Virtio::Rng(source) => Arc::new(rng::Rng::new(source).map_err(|error| {
-            Error::File { device: device.name(), path: source.clone(), source: error }
-        })?),
-        config::Virtio::Block(disk) => Arc::new(block::Block::new(disk)?),
-        config::Virtio::Net(net) => Arc::new(net::Card::new(net)?),
-    })
+impl Devices {
+    /// Makes what `config` asks for.
+    pub fn new(config: &Config) -> Result<Self, Error> {
+        let mut devices = Self { all: Vec::new(), balloon: None };
+        config.virtio.iter().try_for_each(|device| devices.add(device, config.memory))?;
+        Ok(devices)
+    }
+
+    fn add(&mut self, device: &config::Virtio, memory: u64) -> Result<(), Error> {
+        use config::Virtio;
+        self.all.push(match device {
+            Virtio::Rng(source) => Arc::new(rng::Rng::new(source).map_err(|error| {
+                Error::File { device: device.name(), path: source.clone(), source: error }
+            })?),
+            Virtio::Block(disk) => Arc::new(block::Block::new(disk)?),
+            Virtio::Net(net) => Arc::new(net::Card::new(net)?),
+            Virtio::Balloon(options) => {
+                let balloon = Arc::new(balloon::Balloon::new(options, memory));
+                self.balloon = Some(balloon.clone());
+                balloon
+            }
+        });
+        Ok(())
+    }
 }

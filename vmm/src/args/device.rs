@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use abi::ports;
 
 use super::{Opt, Properties, Request, Result, Seen, drive, help, netdev};
-use crate::config::{DebugExit, PvPanic, Virtio};
+use crate::config::{Balloon, DebugExit, PvPanic, Virtio};
 use crate::devices::pvpanic::{CRASH_LOADED, PANICKED};
 use crate::virtio::slots;
 
@@ -23,7 +23,7 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 6] = [
+pub const KINDS: [Kind; 7] = [
     Kind {
         name: "isa-debug-exit",
         bus: "ISA",
@@ -53,6 +53,13 @@ pub const KINDS: [Kind; 6] = [
         add: netdev::add,
     },
     Kind {
+        name: "virtio-balloon-device",
+        bus: "virtio-bus",
+        description: "memory that the guest gives back, by QMP's balloon or by itself",
+        properties: &[("deflate-on-oom", "bool"), ("free-page-reporting", "bool")],
+        add: add_balloon,
+    },
+    Kind {
         name: "virtio-rng-device",
         bus: "virtio-bus",
         description: "the host's entropy, as /dev/hwrng",
@@ -73,7 +80,7 @@ const REFUSED: [(&[&str], &str); 6] = [
     (&["vfio-"], "the host's devices cannot be passed through, by design: this machine has no PCI"),
     (
         &["virtio-", "vhost-", "virtconsole"],
-        "of virtio, this version has disks, network and entropy",
+        "of virtio, this version has disks, network, balloon and entropy",
     ),
     (&["isa-debugcon"], "use -serial: the firmware prints on COM1"),
     (&["isa-serial"], "COM1 is there anyway, and is the only one"),
@@ -117,6 +124,17 @@ fn add_debug_exit(seen: &mut Seen, option: &Opt, properties: &mut Properties) ->
         Some(_) => Err(option.error("isa-debug-exit: give it once")),
         None => Ok(()),
     }
+}
+
+fn add_balloon(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {
+    if seen.config.virtio.iter().any(|device| matches!(device, Virtio::Balloon(_))) {
+        return Err(option.error("virtio-balloon-device: give it once"));
+    }
+    seen.config.virtio.push(Virtio::Balloon(Balloon {
+        deflate_on_oom: properties.switch("deflate-on-oom")?.unwrap_or(false),
+        free_page_reporting: properties.switch("free-page-reporting")?.unwrap_or(false),
+    }));
+    Ok(())
 }
 
 /// Its backend is looked up when all options are known: their order does not matter.

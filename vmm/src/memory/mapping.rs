@@ -29,6 +29,8 @@ pub(super) struct Mapping {
     /// Whether it can be given back to the host in parts: it is in no file, and not to be filled
     /// in advance.
     is_discardable: bool,
+    // What is given back to the host reads as zero.
+    becomes_zero: bool,
     /// Around it, and nothing else is in there.
     reserved: *mut libc::c_void,
     reserved_size: usize,
@@ -78,8 +80,18 @@ impl Mapping {
         }
         let start = reserved.cast::<u8>();
         let start = start.wrapping_add(start.align_offset(align));
-        let (shared, is_discardable) = (None, false);
-        Ok(Self { start, size, flags, shared, is_discardable, reserved, reserved_size })
+        let (is_discardable, becomes_zero) = (false, false);
+        let shared = None;
+        Ok(Self {
+            start,
+            size,
+            flags,
+            shared,
+            is_discardable,
+            becomes_zero,
+            reserved,
+            reserved_size,
+        })
     }
 
     /// Puts the memory into the room.
@@ -99,6 +111,7 @@ impl Mapping {
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        self.becomes_zero = !matches!(backend.source, MemorySource::File(_));
         self.is_discardable = backend.source == MemorySource::Anonymous && !backend.prealloc;
         self.shared = backing.filter(|_| backend.share).map(|backing| Arc::new(backing.file));
         Ok(())
@@ -140,6 +153,24 @@ impl Mapping {
         // SAFETY: the range is within this mapping, which is reached by volatile accesses only: no
         // reference sees its bytes change.
         unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) == 0 }
+    }
+
+    /// Gives whole pages back to the host that nobody uses: they are zeroes when they are used
+    /// again. Where the host cannot take them, or they would be something else, they stay.
+    pub(super) fn give_back(&self, offset: u64, length: usize) {
+        let Ok(offset) = usize::try_from(offset) else { return };
+        let advice = match (&self.shared, self.becomes_zero) {
+            // From the file, where others would still find them.
+            (Some(_), _) => libc::MADV_REMOVE,
+            (None, true) => libc::MADV_DONTNEED,
+            (None, false) => return,
+        };
+        if offset.checked_add(length).is_some_and(|end| end <= self.size) {
+            let start = self.start.wrapping_add(offset);
+            // SAFETY: the range is within this mapping, which is reached by volatile accesses and
+            // by the kernel only: no reference sees its bytes change.
+            unsafe { libc::madvise(start.cast(), length, advice) };
+        }
     }
 
     pub(super) fn address(&self) -> u64 {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::args;
 use crate::config::{Config, Serial};
 use crate::control::{Control, Request, RunState};
+use crate::virtio::balloon::Balloon;
 
 /// Why a command was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +40,12 @@ pub struct Machine {
     memory: u64,
     serial: Serial,
     devices: Vec<(&'static str, String)>,
+    balloon: Option<Arc<Balloon>>,
 }
 
 impl Machine {
     /// The machine of `config`.
-    pub fn new(config: &Config, control: Arc<Control>) -> Self {
+    pub fn new(config: &Config, control: Arc<Control>, balloon: Option<Arc<Balloon>>) -> Self {
         let mut devices = Vec::new();
         let mut add = |kind, is_there: bool| {
             if is_there {
@@ -55,14 +57,15 @@ impl Machine {
         add("pvpanic", config.pvpanic.is_some());
         config.virtio.iter().for_each(|device| add(device.name(), true));
         let (name, serial) = (config.name.clone(), config.serial.clone());
-        Self { control, name, memory: config.memory, serial, devices }
+        Self { control, name, memory: config.memory, serial, devices, balloon }
     }
 }
 
 type Execute = fn(&Machine, &Map<String, Value>) -> Result;
 
 /// All commands but `qmp_capabilities`, which is the session's own.
-const COMMANDS: [(&str, Execute); 22] = [
+const COMMANDS: [(&str, Execute); 24] = [
+    ("balloon", balloon),
     ("cont", |machine, _| match machine.control.resume() {
         true => Ok(json!({})),
         false => Err(Failure::generic("Resetting the Virtual Machine is required".into())),
@@ -72,6 +75,7 @@ const COMMANDS: [(&str, Execute); 22] = [
     ("qom-list-types", |_, _| {
         Ok(args::device_types().iter().map(|name| json!({ "name": name })).collect())
     }),
+    ("query-balloon", |machine, _| Ok(json!({ "actual": machine.balloon()?.actual() }))),
     ("query-block", |_, _| Ok(json!([]))),
     ("query-chardev", query_chardev),
     ("query-commands", |_, _| Ok(query_commands())),
@@ -161,6 +165,27 @@ fn query_machines() -> Value {
         "numa-mem-supported": false,
         "deprecated": false,
     }])
+}
+
+impl Machine {
+    fn balloon(&self) -> std::result::Result<&Balloon, Failure> {
+        self.balloon.as_deref().ok_or_else(|| Failure {
+            class: "DeviceNotActive",
+            description: "No balloon device has been activated".into(),
+        })
+    }
+}
+
+/// A guest without a driver is asked as soon as it has one, as in QEMU.
+fn balloon(machine: &Machine, arguments: &Map<String, Value>) -> Result {
+    let balloon = machine.balloon()?;
+    match arguments.get("value").and_then(Value::as_u64) {
+        Some(value @ 1..) => {
+            balloon.ask(value);
+            Ok(json!({}))
+        }
+        _ => Err(Failure::generic("Parameter 'value' expects a number of bytes".into())),
+    }
 }
 
 fn query_chardev(machine: &Machine, _: &Map<String, Value>) -> Result {

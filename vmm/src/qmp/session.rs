@@ -253,6 +253,7 @@ fn event_json(event: Event, time: SystemTime) -> Value {
         Event::Shutdown(why) => ("SHUTDOWN", Some(reason(why))),
         Event::Powerdown => ("POWERDOWN", None),
         Event::GuestPanicked(action) => ("GUEST_PANICKED", Some(json!({ "action": action }))),
+        Event::BalloonChange(actual) => ("BALLOON_CHANGE", Some(json!({ "actual": actual }))),
         Event::GuestCrashLoaded => ("GUEST_CRASHLOADED", Some(json!({ "action": "run" }))),
     };
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

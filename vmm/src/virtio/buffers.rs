@@ -150,6 +150,11 @@ impl<'a> Buffers<'a> {
         usize::try_from(moved).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Where the pieces are in this process, and how long: for those who manage its memory.
+    pub fn host_ranges(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
+        self.pieces.iter().map(|piece| (piece.ptr_guard().as_ptr().addr() as u64, piece.len()))
+    }
+
     /// The pieces as the kernel's interfaces have them, as many as it takes at once. Valid as long
     /// as the guest's memory is mapped: for calls of the kernel only.
     pub fn iovecs(&self) -> Vec<libc::iovec> {

@@ -118,9 +118,9 @@ impl Server for Cable {
         let mut arrived = wake.source || self.starved;
         loop {
             // In turns: neither way waits for the end of the other.
-            let more = self.transmit(transmit, wake.memory)?;
+            let more = self.transmit(transmit, wake.memory())?;
             if arrived {
-                arrived = self.receive(receive, wake.memory)?;
+                arrived = self.receive(receive, wake.memory())?;
             }
             if !more && !arrived {
                 return Ok(());

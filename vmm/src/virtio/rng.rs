@@ -67,10 +67,10 @@ impl Filler {
 impl Server for Filler {
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
         for ring in rings {
-            while let Some(chain) = ring.next(wake.memory)? {
+            while let Some(chain) = ring.next(wake.memory())? {
                 let filled = self.fill(&chain.writable);
-                ring.give_back(wake.memory, chain.head, filled)?;
-                ring.tell(wake.memory)?;
+                ring.give_back(wake.memory(), chain.head, filled)?;
+                ring.tell(wake.memory())?;
             }
         }
         Ok(())

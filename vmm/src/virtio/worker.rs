@@ -117,10 +117,17 @@ impl Interrupt {
 
 /// Why a server was woken.
 pub struct Wake<'m> {
-    /// Where the rings and buffers are.
-    pub memory: &'m GuestMemoryMmap,
+    /// The guest's memory.
+    pub ram: &'m GuestRam,
     /// Its source has something.
     pub source: bool,
+}
+
+impl<'m> Wake<'m> {
+    /// Where the rings and buffers are.
+    pub fn memory(&self) -> &'m GuestMemoryMmap {
+        self.ram.regions()
+    }
 }
 
 /// Something that happens again and again: a driver's notification of one queue, say. It is the
@@ -209,11 +216,10 @@ fn work(
     if let Some((source, events)) = server.source() {
         waiter.add(source, SOURCE, events).map_err(thread_error)?;
     }
-    let memory = ram.regions();
     // What was made available before there was a thread to hear of it.
     let mut source = true;
     while !interrupt.is_stopped() {
-        server.serve(rings, &Wake { memory, source })?;
+        server.serve(rings, &Wake { ram, source })?;
         source = waiter.wait().map_err(thread_error)?;
     }
     Ok(())
