@@ -257,6 +257,8 @@ pub enum Virtio {
     Net(Net),
     /// The memory balloon.
     Balloon(Balloon),
+    /// Sockets between guest and host, by the host's kernel, and the guest's context identifier.
+    Vsock(u64),
 }
 
 /// The memory balloon.
@@ -276,6 +278,7 @@ impl Virtio {
             Self::Block(_) => "virtio-blk-device",
             Self::Net(_) => "virtio-net-device",
             Self::Balloon(_) => "virtio-balloon-device",
+            Self::Vsock(_) => "vhost-vsock-device",
         }
     }
 }

@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "guest memory becomes KVM's memory slots")]
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use abi::boot_trace::{self, BootTrace};
@@ -14,7 +13,6 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::accel::{self, broken};
 use crate::acpi;
@@ -255,22 +253,16 @@ struct Doorbells(Arc<VmFd>);
 
 impl virtio::Doorbells for Doorbells {
     fn attach(&self, address: u64, queue: u32, event: &virtio::Event) -> io::Result<()> {
-        let event = event_fd(event)?;
+        let event = event.to_event_fd()?;
         Ok(self.0.register_ioevent(&event, &IoEventAddress::Mmio(address), queue)?)
     }
 
     fn detach(&self, address: u64, queue: u32, event: &virtio::Event) {
         // What was not attached is refused.
-        let _ = event_fd(event)
+        let _ = event
+            .to_event_fd()
             .map(|event| self.0.unregister_ioevent(&event, &IoEventAddress::Mmio(address), queue));
     }
-}
-
-/// The same event in the type that KVM's interface wants; it goes, KVM keeps the event itself.
-fn event_fd(event: &virtio::Event) -> io::Result<EventFd> {
-    let fd = event.as_fd().try_clone_to_owned()?;
-    // SAFETY: the descriptor was just made, of an eventfd, and nobody else has it.
-    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
 }
 
 fn route(pin: u32, message: Message) -> kvm_irq_routing_entry {

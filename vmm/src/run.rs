@@ -88,7 +88,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
     let bios_size = images.bios.as_ref().map(|bios| bios.size());
     let ram = Arc::new(GuestRam::on(&config.backend, config.memory, bios_size)?);
-    let devices = Devices::new(config)?;
+    let devices = Devices::new(config, &ram)?;
     let mut machine = Machine::new(config, &images, &ram, &com1, &devices.all)?;
     warn_about_kvm(&images);
     warn_about_features(config, &machine);

@@ -19,6 +19,7 @@ pub mod net;
 mod ring;
 pub mod rng;
 pub mod slots;
+pub mod vsock;
 mod worker;
 
 use std::io;
@@ -32,6 +33,7 @@ pub use ring::{Chain, Ring};
 pub use worker::{Event, Interrupt, Wake, Work};
 
 use crate::config::{self, Config};
+use crate::memory::GuestRam;
 
 /// What a driver did that no driver may: its device needs a reset.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,9 @@ pub enum Broken {
     /// A queue that is taken away while the device works on it.
     #[error("queue {0} is taken away while the device works on it")]
     TakenAway(usize),
+    /// The host's kernel, which serves the queues.
+    #[error("the host's kernel: {0}")]
+    Host(String),
     /// The device's threads.
     #[error("starting its thread: {0}")]
     Thread(io::Error),
@@ -90,6 +95,10 @@ pub trait Server: Send {
     fn source(&self) -> Option<(BorrowedFd<'_>, EventFlags)> {
         None
     }
+    /// Whether a driver's notifications wake it; if not, somebody else waits for them.
+    fn takes_notifications(&self) -> bool {
+        true
+    }
     /// Does all there is to do on its `rings`, and returns when it would have to wait.
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake) -> Result<(), Broken>;
 }
@@ -121,6 +130,9 @@ pub enum Error {
     /// A network card's tap.
     #[error(transparent)]
     Tap(#[from] net::tap::Error),
+    /// Sockets.
+    #[error(transparent)]
+    Vsock(#[from] vsock::Error),
 }
 
 /// The devices of a machine.
@@ -132,14 +144,21 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Makes what `config` asks for.
-    pub fn new(config: &Config) -> Result<Self, Error> {
+    /// Makes what `config` asks for, for a guest whose memory is `ram`.
+    pub fn new(config: &Config, ram: &Arc<GuestRam>) -> Result<Self, Error> {
         let mut devices = Self { all: Vec::new(), balloon: None };
-        config.virtio.iter().try_for_each(|device| devices.add(device, config.memory))?;
+        for device in &config.virtio {
+            devices.add(device, config.memory, ram)?;
+        }
         Ok(devices)
     }
 
-    fn add(&mut self, device: &config::Virtio, memory: u64) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        device: &config::Virtio,
+        memory: u64,
+        ram: &Arc<GuestRam>,
+    ) -> Result<(), Error> {
         use config::Virtio;
         self.all.push(match device {
             Virtio::Rng(source) => Arc::new(rng::Rng::new(source).map_err(|error| {
@@ -147,6 +166,7 @@ impl Devices {
             })?),
             Virtio::Block(disk) => Arc::new(block::Block::new(disk)?),
             Virtio::Net(net) => Arc::new(net::Card::new(net)?),
+            Virtio::Vsock(cid) => Arc::new(vsock::Vsock::new(*cid, ram)?),
             Virtio::Balloon(options) => {
                 let balloon = Arc::new(balloon::Balloon::new(options, memory));
                 self.balloon = Some(balloon.clone());

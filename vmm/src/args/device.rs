@@ -23,7 +23,7 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 7] = [
+pub const KINDS: [Kind; 8] = [
     Kind {
         name: "isa-debug-exit",
         bus: "ISA",
@@ -53,6 +53,13 @@ pub const KINDS: [Kind; 7] = [
         add: netdev::add,
     },
     Kind {
+        name: "vhost-vsock-device",
+        bus: "virtio-bus",
+        description: "sockets between guest and host (AF_VSOCK)",
+        properties: &[("guest-cid", "uint64")],
+        add: add_vsock,
+    },
+    Kind {
         name: "virtio-balloon-device",
         bus: "virtio-bus",
         description: "memory that the guest gives back, by QMP's balloon or by itself",
@@ -80,7 +87,7 @@ const REFUSED: [(&[&str], &str); 6] = [
     (&["vfio-"], "the host's devices cannot be passed through, by design: this machine has no PCI"),
     (
         &["virtio-", "vhost-", "virtconsole"],
-        "of virtio, this version has disks, network, balloon and entropy",
+        "of virtio, this version has disks, network, sockets, balloon and entropy",
     ),
     (&["isa-debugcon"], "use -serial: the firmware prints on COM1"),
     (&["isa-serial"], "COM1 is there anyway, and is the only one"),
@@ -124,6 +131,19 @@ fn add_debug_exit(seen: &mut Seen, option: &Opt, properties: &mut Properties) ->
         Some(_) => Err(option.error("isa-debug-exit: give it once")),
         None => Ok(()),
     }
+}
+
+fn add_vsock(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {
+    // 0 to 2 are the hypervisor's, the local machine's and the host's, the last one is any's.
+    let cid = properties.number("guest-cid", u64::from(u32::MAX) - 1)?.filter(|cid| *cid > 2);
+    let Some(cid) = cid else {
+        return Err(option.error("vhost-vsock-device: give its guest-cid=, from 3 up"));
+    };
+    if seen.config.virtio.iter().any(|device| matches!(device, Virtio::Vsock(_))) {
+        return Err(option.error("vhost-vsock-device: give it once"));
+    }
+    seen.config.virtio.push(Virtio::Vsock(cid));
+    Ok(())
 }
 
 fn add_balloon(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {

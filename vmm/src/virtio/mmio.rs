@@ -223,7 +223,7 @@ impl Transport {
                     let _ = self.doorbells.attach(self.doorbell(), wide(number), &kick);
                     kicks.insert(number, kick.clone());
                 }
-                rings.push((Ring::new(number, queue, self.interrupt.clone()), kick));
+                rings.push(Ring::new(number, queue, kick, self.interrupt.clone()));
             }
             workers.start(server, rings, self.ram.clone()).map_err(Broken::Thread)?;
         }

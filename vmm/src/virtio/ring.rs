@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-use super::{Broken, Buffers, Interrupt};
+use super::{Broken, Buffers, Event, Interrupt};
 
 /// A chain of descriptors that the driver has made available.
 #[derive(Clone, Debug)]
@@ -23,6 +23,7 @@ pub struct Chain<'m> {
 pub struct Ring {
     number: usize,
     queue: Queue,
+    kick: Event,
     interrupt: Arc<Interrupt>,
     /// Chains that were given back, and that the driver was not told of.
     unannounced: u16,
@@ -32,13 +33,23 @@ pub struct Ring {
 const NO_INTERRUPT: u16 = 1;
 
 impl Ring {
-    pub(super) fn new(number: usize, queue: Queue, interrupt: Arc<Interrupt>) -> Self {
-        Self { number, queue, interrupt, unannounced: 0 }
+    pub(super) fn new(number: usize, queue: Queue, kick: Event, interrupt: Arc<Interrupt>) -> Self {
+        Self { number, queue, kick, interrupt, unannounced: 0 }
     }
 
     /// The entries that it has.
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// What happens when the driver notifies of it.
+    pub fn kick(&self) -> &Event {
+        &self.kick
+    }
+
+    /// Where it is, for others who serve it.
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
     }
 
     /// A chain of it is not what this device's chains are.

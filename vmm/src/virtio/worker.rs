@@ -3,8 +3,10 @@
 //! A driver's notification makes an event descriptor readable, by KVM itself and without an exit
 //! to this program. It is waited for by its edge, so that it need not be read: one system call for
 //! each wake-up.
+#![expect(unsafe_code, reason = "an eventfd changes its type")]
 
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +18,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Broken, Ring, Server};
 use crate::console;
@@ -146,6 +149,13 @@ impl Event {
         // A full counter refuses, and is seen all the same.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
+
+    /// The same event in the type that interfaces of the kernel want.
+    pub fn to_event_fd(&self) -> io::Result<EventFd> {
+        let fd = self.0.try_clone()?;
+        // SAFETY: the descriptor was just made, of an eventfd, and nobody else has it.
+        Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
+    }
 }
 
 impl AsFd for Event {
@@ -166,18 +176,19 @@ impl Workers {
         Ok(Self { interrupt, stop: Event::new()?, threads: Vec::new() })
     }
 
-    /// Starts `server` on its rings, each with the event of its notifications.
+    /// Starts `server` on its rings.
     pub fn start(
         &mut self,
         mut server: Box<dyn Server>,
-        rings: Vec<(Ring, Event)>,
+        mut rings: Vec<Ring>,
         ram: Arc<GuestRam>,
     ) -> io::Result<()> {
-        let (mut rings, kicks): (Vec<_>, Vec<_>) = rings.into_iter().unzip();
         let stop = self.stop.clone();
         let interrupt = self.interrupt.clone();
         let work = move || {
-            let outcome = work(&mut *server, &mut rings, &kicks, &stop, &interrupt, &ram);
+            let outcome = work(&mut *server, &mut rings, &stop, &interrupt, &ram);
+            // The server may have the kernel work in the guest's memory: it goes first.
+            drop(server);
             if let Err(problem) = outcome {
                 interrupt.fail(&problem);
             }
@@ -206,12 +217,12 @@ const SOURCE: u64 = 2;
 fn work(
     server: &mut dyn Server,
     rings: &mut [Ring],
-    kicks: &[Event],
     stop: &Event,
     interrupt: &Interrupt,
     ram: &GuestRam,
 ) -> Result<(), Broken> {
     let thread_error = |errno: Errno| Broken::Thread(errno.into());
+    let kicks = if server.takes_notifications() { &*rings } else { &[] };
     let mut waiter = Waiter::new(stop, kicks).map_err(thread_error)?;
     if let Some((source, events)) = server.source() {
         waiter.add(source, SOURCE, events).map_err(thread_error)?;
@@ -231,12 +242,12 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn new(stop: &Event, kicks: &[Event]) -> Result<Self, Errno> {
+    fn new(stop: &Event, rings: &[Ring]) -> Result<Self, Errno> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let waiter = Self { epoll, events: Vec::with_capacity(kicks.len() + 2) };
+        let waiter = Self { epoll, events: Vec::with_capacity(rings.len() + 2) };
         waiter.add(stop.as_fd(), STOP, EventFlags::IN)?;
-        for kick in kicks {
-            waiter.add(kick.as_fd(), KICK, EventFlags::IN | EventFlags::ET)?;
+        for ring in rings {
+            waiter.add(ring.kick().as_fd(), KICK, EventFlags::IN | EventFlags::ET)?;
         }
         Ok(waiter)
     }

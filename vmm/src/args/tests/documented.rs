@@ -108,7 +108,8 @@ const LINES: &[(&str, Outcome)] = &[
           -device vhost-user-fs-device,queue-size=1024,chardev=char0,tag=myfs",
         StopsAt("-device"),
     ),
-    ("-M microvm -kernel k -device vhost-vsock-device,guest-cid=3", StopsAt("-device")),
+    ("-M microvm -kernel k -device vhost-vsock-device,guest-cid=3", Taken),
+    ("-M microvm -kernel k -device vhost-vsock-device,guest-cid=2", StopsAt("-device")),
     ("-M microvm -kernel k -device virtio-balloon-device,free-page-reporting=on", Taken),
     ("-M microvm -kernel k -netdev user,id=n,hostfwd=tcp::2222-:22", StopsAt("-netdev")),
     // microvm.nix: control, names, the keyboard's reset line, the transport's version.
