@@ -175,9 +175,11 @@ impl Transport {
         let Some(running) = state.running.as_ref().filter(|_| number < state.queues.len()) else {
             return;
         };
+        // A queue that nobody serves is for what never happens here.
+        let is_ready = state.queues.get(number).is_some_and(Queue::ready);
         match running.kicks.get(&number) {
             Some(kick) => kick.happen(),
-            None if self.interrupt.is_broken() => {}
+            None if is_ready || self.interrupt.is_broken() => {}
             None => self.interrupt.fail(&Broken::NotReady(number)),
         }
     }

@@ -11,7 +11,7 @@ use vhost::vhost_kern::vsock::Vsock as Vhost;
 use vhost::vsock::VhostVsock;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use super::{Broken, Device, Event, Interrupt, Ring, Server, Wake, Work};
 use crate::memory::GuestRam;
@@ -128,8 +128,15 @@ impl Bridge {
         let vhost = &self.backend.vhost;
         // What the transport offers and the kernel does not know, it would not act upon.
         vhost.set_features(self.features & vhost.get_features()?)?;
-        let regions = ram.regions().iter().map(VhostUserMemoryRegionInfo::from_guest_region);
-        vhost.set_mem_table(&regions.collect::<vhost::Result<Vec<_>>>()?)?;
+        let regions = ram.ranges().zip(ram.slots()).map(|(guest, slot)| VhostUserMemoryRegionInfo {
+            guest_phys_addr: guest.start(),
+            memory_size: guest.len(),
+            userspace_addr: slot.host,
+            // For those in another process.
+            mmap_offset: 0,
+            mmap_handle: -1,
+        });
+        vhost.set_mem_table(&regions.collect::<Vec<_>>())?;
         for (index, ring) in rings.iter().enumerate() {
             let queue = ring.state();
             let addresses = VringConfigData {
@@ -148,7 +155,10 @@ impl Bridge {
             vhost.set_vring_call(index, &event(&self.call)?)?;
             vhost.set_vring_kick(index, &event(ring.kick())?)?;
         }
-        vhost.start()
+        vhost.start()?;
+        // What the driver said before is lost on a kernel that did not run yet.
+        rings.iter().for_each(|ring| ring.kick().happen());
+        Ok(())
     }
 }
 
