@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use guest::tree_hash::TreeHash;
 
-use crate::products::{kernel, product};
+use crate::products::{self, product};
 
 /// What a virtio disk on PCI needs of the distribution's kernel, each after what it needs itself.
 pub const PCI_DISK: [&str; 6] = [
@@ -40,15 +40,10 @@ pub fn root_disk(folder: &Path) -> PathBuf {
 
 /// Makes an initramfs in `folder`: the guest's, and these modules of the kernel's drivers.
 pub fn initramfs_with_modules(folder: &Path, modules: &[&str]) -> PathBuf {
-    let kernel = kernel();
-    let version = kernel.file_name().unwrap().to_str().unwrap().trim_start_matches("vmlinuz-");
-    let package = kernel.ancestors().nth(2).unwrap();
-    let drivers = package.join("lib/modules").join(version).join("kernel/drivers");
     let mut archive = fs::read(product("initramfs.cpio")).unwrap();
     add(&mut archive, "modules", 0o40755, b"");
     for (order, module) in modules.iter().enumerate() {
-        let path = drivers.join(format!("{module}.ko"));
-        let content = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let content = fs::read(products::module(&format!("drivers/{module}"))).unwrap();
         add(&mut archive, &format!("modules/{order}.ko"), 0o100_644, &content);
     }
     add(&mut archive, "TRAILER!!!", 0, b"");
@@ -117,7 +112,7 @@ pub fn hash(bytes: &[u8]) -> String {
 const HEADER: usize = 110;
 
 /// Adds an entry in the newc format (Linux, Documentation/driver-api/early-userspace).
-fn add(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+pub(crate) fn add(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
     let pad = |archive: &mut Vec<u8>| archive.resize(archive.len().next_multiple_of(4), 0);
     pad(archive);
     let size = u32::try_from(content.len()).unwrap();

@@ -7,6 +7,7 @@
 
 pub mod acpi;
 pub mod aml;
+pub mod busybox;
 pub mod disk;
 pub mod facts;
 pub mod machine;

@@ -12,6 +12,8 @@ pub const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
 pub const IPXE: &str = "MICROVM_IPXE";
 /// Names Memtest86+ as a kernel.
 pub const MEMTEST: &str = "MICROVM_MEMTEST";
+/// Names a static busybox.
+pub const BUSYBOX: &str = "MICROVM_BUSYBOX";
 /// Names the folder of a QMP client's Python modules.
 pub const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 
@@ -30,6 +32,19 @@ pub fn kernel() -> PathBuf {
 /// The folder of a QMP client's Python modules.
 pub fn qmp_client() -> PathBuf {
     fetched(QMP_CLIENT)
+}
+
+/// A shell and tools in one static program.
+pub fn busybox() -> PathBuf {
+    fetched(BUSYBOX)
+}
+
+/// A module of the distribution's kernel, below its `kernel` folder and without `.ko`.
+pub fn module(name: &str) -> PathBuf {
+    let kernel = kernel();
+    let version = kernel.file_name().unwrap().to_str().unwrap().trim_start_matches("vmlinuz-");
+    let package = kernel.ancestors().nth(2).unwrap();
+    existing(package.join("lib/modules").join(version).join("kernel").join(format!("{name}.ko")))
 }
 
 /// The ELF kernel within the bzImage `kernel`.

@@ -24,6 +24,8 @@ pub const PAYLOAD: &str = "payload.bzImage";
 pub const INITRAMFS: &str = "initramfs.cpio";
 /// The hash of the initramfs's files, as the guest's init prints it.
 pub const INITRAMFS_HASH: &str = "initramfs.hash";
+/// Work for a guest's devices.
+pub const GUEST_WORK: &str = "guest-work";
 /// The VMM.
 pub const MICROVM: &str = "microvm";
 
@@ -33,6 +35,7 @@ pub fn build_all() -> Result<()> {
     build_payload()?;
     build_vmm()?;
     build_lab_init()?;
+    build_static("guest", "work", GUEST_WORK)?;
     build_initramfs().map(drop)
 }
 

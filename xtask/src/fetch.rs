@@ -75,6 +75,22 @@ pub fn memtest() -> Result<PathBuf> {
     boot_image("memtest86+", "boot/memtest86+x64.bin")
 }
 
+/// A shell and tools for guests, in one static program.
+pub fn busybox() -> Result<PathBuf> {
+    let folder =
+        cached("busybox", |partial| apt::extract("busybox-static", "./*bin/busybox", partial))?;
+    ["bin/busybox", "usr/bin/busybox"]
+        .map(|place| folder.join(place))
+        .into_iter()
+        .find(|path| path.is_file())
+        .context("busybox-static has no busybox")
+}
+
+/// Programs that make and check ext4 file systems.
+pub fn e2fsprogs() -> Result<[PathBuf; 2]> {
+    Ok([apt::tool("mke2fs", "e2fsprogs")?, apt::tool("e2fsck", "e2fsprogs")?])
+}
+
 /// A QMP client that is not ours: Python's `qemu.qmp`, as a folder of modules.
 pub fn qmp_client() -> Result<PathBuf> {
     const VERSION: &str = "qemu.qmp==0.0.6";

@@ -14,11 +14,12 @@ use crate::lab::{self, Carried, LabRun};
 use crate::{build, fetch, process, workspace};
 
 const USAGE: &str = "\
-usage: cargo xtask test [--host auto|kvm|lab] [--full]
+usage: cargo xtask test [--host auto|kvm|lab] [--full] [--only WORD]
 
 Builds all and runs all tests. --host says where Linux guests run; by default on this machine's KVM
 when it runs kernel code natively, else in the nested lab. --full runs each cell of the matrix of
-machines, entries, kernels, memory sizes and initrds, of which there is a sample else.
+machines, entries, kernels, memory sizes and initrds, of which there is a sample else, and kills
+20 machines that write to their disks, not 4. --only runs the suites with WORD in their name.
 ";
 
 /// The names under which `tests/src/products.rs` looks for things.
@@ -28,17 +29,37 @@ const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
 const IPXE: &str = "MICROVM_IPXE";
 const MEMTEST: &str = "MICROVM_MEMTEST";
 const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
+/// Set when all is to be tested, not a sample.
+const FULL: &str = "MICROVM_FULL";
+const BUSYBOX: &str = "MICROVM_BUSYBOX";
 /// The lab's wall time for a whole suite.
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
 
-/// Modules that guests in the lab load, below the kernel's drivers.
-const DRIVERS: [&str; 6] = [
-    "acpi/button.ko",
-    "char/hw_random/virtio-rng.ko",
-    "input/evdev.ko",
-    "virtio/virtio.ko",
-    "virtio/virtio_mmio.ko",
-    "virtio/virtio_ring.ko",
+/// Modules that guests in the lab load, and the lab itself.
+const MODULES: [&str; 23] = [
+    "drivers/acpi/button",
+    "drivers/block/loop",
+    "drivers/block/virtio_blk",
+    "drivers/char/hw_random/virtio-rng",
+    "drivers/char/virtio_console",
+    "drivers/input/evdev",
+    "drivers/net/net_failover",
+    "drivers/net/tun",
+    "drivers/net/virtio_net",
+    "drivers/vhost/vhost",
+    "drivers/vhost/vhost_iotlb",
+    "drivers/vhost/vhost_vsock",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_balloon",
+    "drivers/virtio/virtio_mmio",
+    "drivers/virtio/virtio_ring",
+    "net/802/stp",
+    "net/bridge/bridge",
+    "net/core/failover",
+    "net/llc/llc",
+    "net/vmw_vsock/vmw_vsock_virtio_transport",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "net/vmw_vsock/vsock",
 ];
 
 const UNIT_TESTS: [&str; 4] = ["--workspace", "--exclude=regression", "--lib", "--bins"];
@@ -60,6 +81,7 @@ const QEMU_TESTS: [&str; 9] = [
     "--test=other_kernels",
 ];
 const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machines"];
+const DISK: [&str; 2] = ["--package=regression", "--test=disk"];
 const COMPARE: [&str; 2] = ["--package=regression", "--test=compare"];
 /// What QEMU needs besides its program and its libraries, where distributions have it: its emulator
 /// as a module, and a microvm's option ROMs.
@@ -75,11 +97,13 @@ const MATRIX_SAMPLE: [&str; 4] = ["--package=regression", "--test=matrix", "--",
 pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     let mut choice = Choice::Auto;
     let mut full = false;
+    let mut only = String::new();
     let mut parser = Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("host") => choice = Choice::parse(&parser.value()?)?,
             Arg::Long("full") => full = true,
+            Arg::Long("only") => only = parser.value()?.to_string_lossy().into_owned(),
             Arg::Long("help") | Arg::Short('h') => {
                 print!("{USAGE}");
                 return Ok(0);
@@ -89,7 +113,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     }
     build::build_all()?;
     fetch::qemu()?;
-    let tests = Tests::fetch()?;
+    let tests = Tests::fetch(full)?;
     let microvm = workspace::product(build::MICROVM)?;
     let linux = choice.ground(&microvm)?;
     // The payload runs on every /dev/kvm that can be used at all, interpreting or not.
@@ -103,7 +127,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 14] = [
+    let suites: [(&str, Place, &[&str]); 15] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
@@ -118,9 +142,15 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         (matrix.0, Place::Host, matrix.1),
         ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
         ("Linux on many machines", uncounted(linux), &LINUX_MACHINES),
+        ("disks under Linux", uncounted(linux), &DISK),
     ];
+    let suites = suites.into_iter().filter(|(name, ..)| name.contains(&only));
     let suites = suites.map(|(name, place, arguments)| tests.run(name, place, arguments));
-    summarize(&suites.into_iter().collect::<Result<Vec<_>>>()?)
+    let suites = suites.collect::<Result<Vec<_>>>()?;
+    if suites.is_empty() {
+        bail!("--only {only}: no suite has this in its name");
+    }
+    summarize(&suites)
 }
 
 /// Where a suite runs.
@@ -187,11 +217,14 @@ struct Tests {
     ipxe: PathBuf,
     memtest: PathBuf,
     qmp_client: PathBuf,
+    busybox: PathBuf,
+    e2fsprogs: [PathBuf; 2],
+    full: bool,
 }
 
 impl Tests {
     /// Has all that tests need and that is not built here.
-    fn fetch() -> Result<Self> {
+    fn fetch(full: bool) -> Result<Self> {
         let fetch::Kernel { vmlinuz: kernel, modules, .. } = fetch::kernel()?;
         let standard_kernel = fetch::standard_kernel()?;
         // The tests look for them beside the images.
@@ -206,6 +239,9 @@ impl Tests {
             ipxe,
             memtest,
             qmp_client: fetch::qmp_client()?,
+            busybox: fetch::busybox()?,
+            e2fsprogs: fetch::e2fsprogs()?,
+            full,
         })
     }
 
@@ -222,12 +258,12 @@ impl Tests {
         Ok(Suite { name, place, counts, succeeded, seconds })
     }
 
-    /// Modules of the kernel that guests in the lab load.
-    fn drivers(&self) -> [PathBuf; 6] {
-        DRIVERS.map(|module| self.modules.join("kernel/drivers").join(module))
+    /// Modules of the kernel that guests in the lab load, and the lab itself.
+    fn modules(&self) -> [PathBuf; MODULES.len()] {
+        MODULES.map(|module| self.modules.join("kernel").join(format!("{module}.ko")))
     }
 
-    fn environment(&self) -> Result<[(OsString, OsString); 6]> {
+    fn environment(&self) -> Result<Vec<(OsString, OsString)>> {
         let paths = [
             (DIST, workspace::target("dist")?),
             (KERNEL, self.kernel.clone()),
@@ -235,8 +271,10 @@ impl Tests {
             (IPXE, self.ipxe.clone()),
             (MEMTEST, self.memtest.clone()),
             (QMP_CLIENT, self.qmp_client.clone()),
+            (BUSYBOX, self.busybox.clone()),
         ];
-        Ok(paths.map(|(name, path)| (name.into(), path.into())))
+        let full = self.full.then(|| (FULL.into(), "1".into()));
+        Ok(paths.map(|(name, path)| (name.into(), path.into())).into_iter().chain(full).collect())
     }
 
     fn run_here(&self, arguments: &[&str], counts: &mut Counts) -> Result<bool> {
@@ -265,7 +303,11 @@ impl Tests {
         let debug_vmm = workspace::target("debug")?.join(build::MICROVM);
         let shell = ["/bin/sh", "/bin/kill"].map(PathBuf::from);
         let mut files = vec![dist, self.kernel.clone(), debug_vmm];
-        files.extend(shell.into_iter().chain(self.drivers()));
+        files.extend(shell.into_iter().chain(self.modules()));
+        if arguments == DISK {
+            files.extend(self.e2fsprogs.clone());
+        }
+        files.push(self.busybox.clone());
         if arguments == COMPARE {
             files.push(fetch::qemu()?);
             files.extend(QEMU_FILES.map(PathBuf::from));

@@ -14,4 +14,5 @@ pub mod mark;
 pub mod modules;
 pub mod mounts;
 pub mod power_button;
+pub mod stream;
 pub mod tree_hash;

@@ -128,14 +128,15 @@ impl Bridge {
         let vhost = &self.backend.vhost;
         // What the transport offers and the kernel does not know, it would not act upon.
         vhost.set_features(self.features & vhost.get_features()?)?;
-        let regions = ram.ranges().zip(ram.slots()).map(|(guest, slot)| VhostUserMemoryRegionInfo {
-            guest_phys_addr: guest.start(),
-            memory_size: guest.len(),
-            userspace_addr: slot.host,
-            // For those in another process.
-            mmap_offset: 0,
-            mmap_handle: -1,
-        });
+        let regions =
+            ram.ranges().zip(ram.slots()).map(|(guest, slot)| VhostUserMemoryRegionInfo {
+                guest_phys_addr: guest.start(),
+                memory_size: guest.len(),
+                userspace_addr: slot.host,
+                // For those in another process.
+                mmap_offset: 0,
+                mmap_handle: -1,
+            });
         vhost.set_mem_table(&regions.collect::<Vec<_>>())?;
         for (index, ring) in rings.iter().enumerate() {
             let queue = ring.state();

@@ -1,0 +1,44 @@
+//! Work for a guest's devices, and for the other end of a connection, to be called by scripts.
+
+use std::process::ExitCode;
+
+use guest::stream::{Address, receive, send};
+
+const USAGE: &str = "\
+usage: guest-work send ADDRESS MIB SEED      sends to who listens there
+       guest-work receive ADDRESS MIB        listens there, and receives
+An ADDRESS is tcp:HOST:PORT or vsock:CID:PORT.
+";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match run(&words.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            eprintln!("guest-work: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<String, String> {
+    let address = |text: &str| Address::parse(text).ok_or_else(|| USAGE.to_owned());
+    let number = |text: &str| text.parse::<u64>().map_err(|_| USAGE.to_owned());
+    let text = |error: std::io::Error| error.to_string();
+    match words {
+        ["send", to, mib, seed] => {
+            let mut stream = address(to)?.connect().map_err(text)?;
+            let sum = send(&mut *stream, number(mib)? << 20, number(seed)?).map_err(text)?;
+            Ok(format!("sent {sum}"))
+        }
+        ["receive", at, mib] => {
+            let mut stream = address(at)?.accept().map_err(text)?;
+            let sum = receive(&mut *stream, number(mib)? << 20).map_err(text)?;
+            Ok(format!("received {sum}"))
+        }
+        _ => Err(USAGE.to_owned()),
+    }
+}
