@@ -89,6 +89,43 @@ pub fn retried(run: impl Fn() -> Ended) -> Ended {
     run()
 }
 
+/// A program that runs while a test does things to it.
+pub struct Guest {
+    running: Running,
+    name: String,
+}
+
+impl Guest {
+    /// Starts `command`.
+    pub fn start(command: &mut Command) -> Self {
+        let name = format!("{command:?}");
+        Self { running: Running::start(command, &name), name }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.running.child.id()
+    }
+
+    /// Waits until its standard output contains `mark`. Panics when that does not come in time.
+    pub fn wait_for(&mut self, mark: &str, deadline: Duration) {
+        self.running.read(deadline, |seen| seen.contains(mark));
+        let seen = String::from_utf8_lossy(&self.running.seen);
+        assert!(self.running.stopped == Stopped::Enough, "no {mark}: {}\n{seen}", self.name);
+    }
+
+    /// Writes to its standard input.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.running.write(bytes);
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self, deadline: Duration) -> Ended {
+        self.running.read(deadline, |_| false);
+        self.running.finish(self.name)
+    }
+}
+
 fn run_until(
     command: &mut Command,
     deadline: Duration,

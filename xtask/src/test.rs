@@ -82,6 +82,7 @@ const QEMU_TESTS: [&str; 9] = [
 ];
 const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machines"];
 const DISK: [&str; 2] = ["--package=regression", "--test=disk"];
+const DEVICES: [&str; 2] = ["--package=regression", "--test=devices"];
 const COMPARE: [&str; 2] = ["--package=regression", "--test=compare"];
 /// What QEMU needs besides its program and its libraries, where distributions have it: its emulator
 /// as a module, and a microvm's option ROMs.
@@ -127,7 +128,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 15] = [
+    let suites: [(&str, Place, &[&str]); 16] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
@@ -143,6 +144,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("Linux under microvm", linux.into(), &["--package=regression", "--test=linux"]),
         ("Linux on many machines", uncounted(linux), &LINUX_MACHINES),
         ("disks under Linux", uncounted(linux), &DISK),
+        ("other devices under Linux", uncounted(linux), &DEVICES),
     ];
     let suites = suites.into_iter().filter(|(name, ..)| name.contains(&only));
     let suites = suites.map(|(name, place, arguments)| tests.run(name, place, arguments));

@@ -1,0 +1,252 @@
+//! Network, sockets and the balloon under a distribution's kernel.
+//!
+//! Needs a /dev/kvm that runs kernel code natively, and root on a machine whose taps, bridge and
+//! vhost-vsock are these tests' alone: the nested lab is one.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use regression::busybox::{BALLOON, NETWORK, SOCKETS, host, initramfs, load_on_host};
+use regression::machine::{Boot, microvm};
+use regression::products::{kernel, product};
+use regression::program::{Ended, Guest, run};
+
+/// What passes through a connection.
+const MIB: &str = "100";
+const DEADLINE: Duration = Duration::from_secs(180);
+const APPEND: &str = "console=ttyS0 quiet";
+
+fn linux(boot: Boot, memory: &str, initramfs: &Path) -> Command {
+    let mut command = microvm(boot, memory, &kernel(), APPEND);
+    command.arg("-initrd").arg(initramfs);
+    command
+}
+
+/// The lines that begin with `word`, without it.
+fn lines<'a>(output: &'a str, word: &str) -> Vec<&'a str> {
+    output.lines().filter_map(|line| line.trim().strip_prefix(word)).collect()
+}
+
+/// The one sum that was sent and received.
+fn sum<'a>(output: &'a str, word: &str, ended: &Ended) -> &'a str {
+    match lines(output, word)[..] {
+        [sum] => sum,
+        _ => panic!("{word}: {ended}"),
+    }
+}
+
+const RECEIVER: &str = "
+ip addr add 10.0.0.1/24 dev eth0; ip link set eth0 up
+echo card $(cat /sys/class/net/eth0/address) $(cat /sys/class/net/eth0/mtu)
+guest-work receive tcp:0.0.0.0:5000 MIB
+";
+const SENDER: &str = "
+ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up
+echo card $(cat /sys/class/net/eth0/address) $(cat /sys/class/net/eth0/mtu)
+guest-work send tcp:10.0.0.1:5000 MIB 7
+";
+
+/// A bridge with two taps.
+struct Bridge;
+
+impl Bridge {
+    const TAPS: [&str; 2] = ["tap-a", "tap-b"];
+
+    fn new() -> Self {
+        load_on_host(&["net/llc/llc", "net/802/stp", "net/bridge/bridge", "drivers/net/tun"]);
+        host(&["brctl", "addbr", "bridge"]);
+        host(&["ip", "link", "set", "bridge", "up"]);
+        for tap in Self::TAPS {
+            host(&["tunctl", "-t", tap]);
+            host(&["brctl", "addif", "bridge", tap]);
+            host(&["ip", "link", "set", tap, "up"]);
+        }
+        Self
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        for tap in Self::TAPS {
+            host(&["tunctl", "-d", tap]);
+        }
+        host(&["ip", "link", "set", "bridge", "down"]);
+        host(&["brctl", "delbr", "bridge"]);
+    }
+}
+
+#[test]
+fn two_guests_exchange_100_mb_over_a_bridge() {
+    let _bridge = Bridge::new();
+    let folder = tempfile::tempdir().unwrap();
+    // One by firmware and one directly; one with all that a card can do and one with nothing.
+    let plain = ",csum=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,\
+                 guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,mrg_rxbuf=off";
+    for (more, mtu) in [("", "1500"), (plain, "1500"), (",host_mtu=1400", "1400")] {
+        let mib = if more.is_empty() { MIB } else { "10" };
+        let ends =
+            [(Boot::Firmware, "tap-a", "01", RECEIVER), (Boot::Direct, "tap-b", "02", SENDER)];
+        let runs = ends.map(|(boot, tap, last, script)| {
+            let script = script.replace("MIB", mib);
+            let init = initramfs(folder.path(), tap, &NETWORK, &script);
+            let mut command = linux(boot, "256M", &init);
+            let netdev = format!("tap,id=n,ifname={tap},script=no,downscript=no");
+            let device = format!("virtio-net-device,netdev=n,mac=02:00:00:00:00:{last}{more}");
+            command.args(["-netdev", &netdev, "-device", &device]);
+            thread::spawn(move || run(&mut command, b"", DEADLINE))
+        });
+        let [receiver, sender] = runs.map(|run| run.join().unwrap());
+        let sent = sum(&sender.stdout, "sent ", &sender);
+        assert_eq!(sum(&receiver.stdout, "received ", &receiver), sent, "{receiver}{sender}");
+        assert!(sent.starts_with(&format!("{} bytes", mib.parse::<u64>().unwrap() << 20)));
+        assert_eq!(lines(&sender.stdout, "card "), [format!("02:00:00:00:00:02 {mtu}")]);
+        assert_eq!([receiver.status, sender.status], [Some(0); 2], "{receiver}{sender}");
+        println!("100 MB by a card with '{more}': {sent}");
+    }
+}
+
+const SOCKET_GUEST: &str = "
+guest-work send vsock:2:1234 MIB 9
+guest-work receive vsock:3:4321 MIB
+";
+
+#[test]
+fn sockets_carry_100_mb_both_ways() {
+    load_on_host(&[
+        "net/vmw_vsock/vsock",
+        "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+        "drivers/vhost/vhost_iotlb",
+        "drivers/vhost/vhost",
+        "drivers/vhost/vhost_vsock",
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let script = SOCKET_GUEST.replace("MIB", MIB);
+    let init = initramfs(folder.path(), "sockets", &SOCKETS, &script);
+    for boot in [Boot::Firmware, Boot::Direct] {
+        let mut command = linux(boot, "256M", &init);
+        command.args(["-device", "vhost-vsock-device,guest-cid=42"]);
+        let guest = thread::spawn(move || run(&mut command, b"", DEADLINE));
+        let work = |words: &[&str]| {
+            let mut command = Command::new(product("guest-work"));
+            run(command.args(words), b"", DEADLINE)
+        };
+        let received = work(&["receive", "vsock:2:1234", MIB]);
+        let sent = work(&["send", "vsock:42:4321", MIB, "11"]);
+        let guest = guest.join().unwrap();
+        let (there, here) = (&guest.stdout, &received.stdout);
+        assert_eq!(sum(there, "sent ", &guest), sum(here, "received ", &received), "{guest}");
+        assert_eq!(sum(&sent.stdout, "sent ", &sent), sum(there, "received ", &guest), "{guest}");
+        assert_eq!((guest.status, guest.stderr.as_str()), (Some(0), ""), "{guest}");
+    }
+}
+
+/// Uses memory, and lets go of it; then waits to be asked for more.
+const USER: &str = "
+mount -t tmpfs -o size=400m memory /tmp
+echo balloon-begins
+read line < /dev/console
+dd if=/dev/zero of=/tmp/file bs=1M count=300 2>/dev/null
+echo memory-used
+read line < /dev/console
+rm /tmp/file
+echo memory-free
+read line < /dev/console
+";
+
+/// MiB of this process that are in memory.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+/// Waits until the process has less memory than that.
+fn wait_for_less(pid: u32, mib: u64) -> u64 {
+    let start = Instant::now();
+    loop {
+        let now = resident(pid);
+        if now < mib || start.elapsed() > Duration::from_secs(60) {
+            return now;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+struct Qmp(BufReader<UnixStream>);
+
+impl Qmp {
+    fn new(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut qmp = Self(BufReader::new(stream));
+        qmp.read("QMP");
+        qmp.ask(r#"{"execute":"qmp_capabilities"}"#);
+        qmp
+    }
+
+    fn ask(&mut self, command: &str) -> serde_json::Value {
+        self.0.get_mut().write_all(command.as_bytes()).unwrap();
+        self.read("return")
+    }
+
+    /// The next message with this key.
+    fn read(&mut self, key: &str) -> serde_json::Value {
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).unwrap();
+            let mut value: serde_json::Value = serde_json::from_str(&line).expect(&line);
+            if let Some(found) = value.get_mut(key) {
+                return found.take();
+            }
+            assert!(value.get("error").is_none(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_balloon_gives_memory_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = initramfs(folder.path(), "balloon", &BALLOON, USER);
+    for (boot, reporting) in [(Boot::Firmware, "on"), (Boot::Direct, "off")] {
+        let socket = folder.path().join("qmp");
+        let mut command = linux(boot, "512M", &init);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+        let device = format!("virtio-balloon-device,free-page-reporting={reporting}");
+        command.args(["-device", &device]);
+        let mut guest = Guest::start(&mut command);
+        guest.wait_for("balloon-begins", DEADLINE);
+        guest.write(b"\n");
+        guest.wait_for("memory-used", DEADLINE);
+        let used = resident(guest.pid());
+        assert!(used > 300, "{used} MiB");
+        guest.write(b"\n");
+        guest.wait_for("memory-free", DEADLINE);
+        let mut qmp = Qmp::new(&socket);
+        if reporting == "off" {
+            thread::sleep(Duration::from_secs(5));
+            assert!(resident(guest.pid()) >= used, "nothing is given back by itself");
+            qmp.ask(r#"{"execute":"balloon","arguments":{"value":157286400}}"#);
+        }
+        let after = wait_for_less(guest.pid(), used - 200);
+        assert!(after < used - 200, "{after} MiB of {used}");
+        println!("balloon, free-page-reporting={reporting}: {used} MiB, then {after} MiB");
+        if reporting == "off" {
+            let mut actual = 0;
+            for _ in 0..100 {
+                actual = qmp.ask(r#"{"execute":"query-balloon"}"#)["actual"].as_u64().unwrap();
+                if actual == 157_286_400 {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+            assert_eq!(actual, 157_286_400);
+        }
+        qmp.ask(r#"{"execute":"quit"}"#);
+        let ended = guest.end(DEADLINE);
+        assert_eq!(ended.status, Some(0), "{ended}");
+    }
+}
