@@ -134,6 +134,14 @@ pub fn wake(thread: Thread) {
     unsafe { libc::pthread_kill(thread.0 as libc::pthread_t, WAKE) };
 }
 
+/// Whether the vCPU of this thread was called out of the guest; no thread else is.
+pub fn is_called() -> bool {
+    let flag = IMMEDIATE_EXIT.get();
+    // SAFETY: the pointer is null or of a live kvm_run: who sets it clears it before unmapping
+    // (`Interruptible`).
+    !flag.is_null() && unsafe { flag.read_volatile() } != 0
+}
+
 /// Starts a thread that takes no signals.
 pub fn spawn(
     name: &str,

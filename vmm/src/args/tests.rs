@@ -52,7 +52,7 @@ fn the_article_s_command_line_works() {
         kernel: Some("vmlinuz".into()),
         append: "earlyprintk=ttyS0 console=ttyS0,115200,8n1".into(),
         memory: 1 << 30,
-        serial: Serial::MonStdio,
+        serial: Chardev::MON_STDIO,
         ..Config::default()
     };
     assert_eq!(config, expected);
@@ -66,13 +66,16 @@ fn both_dashes_and_any_order() {
 
 #[test]
 fn serial_follows_qemu_s_defaults() {
-    assert_eq!(with(&[]).serial, Serial::Null);
-    assert_eq!(with(&["-display", "none"]).serial, Serial::Null);
-    assert_eq!(with(&["-nographic"]).serial, Serial::MonStdio);
-    assert_eq!(with(&["-nographic", "-nodefaults"]).serial, Serial::Null);
-    assert_eq!(with(&["-nographic", "-serial", "null"]).serial, Serial::Null);
-    assert_eq!(with(&["-serial", "stdio"]).serial, Serial::Stdio);
-    assert_eq!(with(&["-serial", "file:a,b"]).serial, Serial::File("a,b".into()));
+    assert_eq!(with(&[]).serial, Chardev::Null);
+    assert_eq!(with(&["-display", "none"]).serial, Chardev::Null);
+    assert_eq!(with(&["-nographic"]).serial, Chardev::MON_STDIO);
+    assert_eq!(with(&["-nographic", "-nodefaults"]).serial, Chardev::Null);
+    assert_eq!(with(&["-nographic", "-serial", "null"]).serial, Chardev::Null);
+    assert_eq!(with(&["-serial", "stdio"]).serial, Chardev::STDIO);
+    assert_eq!(
+        with(&["-serial", "file:a,b"]).serial,
+        Chardev::File { path: "a,b".into(), append: false }
+    );
 }
 
 #[test]
@@ -138,8 +141,9 @@ fn refusals_name_the_option_and_what_to_do() {
         (&["-smp", "3,cores=2"], "-smp: 3 CPUs cannot be made of 2"),
         (&["-smp", "0"], "-smp: cpus=0: give a number from 1 up"),
         (
-            &["-serial", "pty"],
-            "-serial: 'pty' is none of stdio, mon:stdio, null, file:FILE, chardev:ID",
+            &["-serial", "braille"],
+            "-serial: 'braille' is none of stdio, mon:stdio, null, file:FILE, pty, unix:PATH, \
+             pipe:PATH, chardev:ID",
         ),
         (&["-display", "gtk"], "-display: 'gtk' is not here: only 'none' is"),
         (

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::args;
-use crate::config::{Config, Serial};
+use crate::config::{Chardev, Config};
 use crate::control::{Control, Request, RunState};
 
 /// Why a command was not done.
@@ -37,13 +37,13 @@ pub struct Machine {
     pub control: Arc<Control>,
     name: Option<String>,
     memory: u64,
-    serial: Serial,
+    serial: String,
     devices: Vec<(&'static str, String)>,
 }
 
 impl Machine {
-    /// The machine of `config`.
-    pub fn new(config: &Config, control: Arc<Control>) -> Self {
+    /// The machine of `config`; `pty` is the name of COM1's, if it is one.
+    pub fn new(config: &Config, control: Arc<Control>, pty: Option<&str>) -> Self {
         let mut devices = Vec::new();
         let mut add = |kind, is_there: bool| {
             if is_there {
@@ -54,7 +54,7 @@ impl Machine {
         add("isa-debug-exit", config.debug_exit.is_some());
         add("pvpanic", config.pvpanic.is_some());
         config.virtio.iter().for_each(|device| add(device.name(), true));
-        let (name, serial) = (config.name.clone(), config.serial.clone());
+        let (name, serial) = (config.name.clone(), file_name(&config.serial, pty));
         Self { control, name, memory: config.memory, serial, devices }
     }
 }
@@ -164,13 +164,22 @@ fn query_machines() -> Value {
 }
 
 fn query_chardev(machine: &Machine, _: &Map<String, Value>) -> Result {
-    let file = match &machine.serial {
-        Serial::Null => "null".into(),
-        Serial::Stdio => "stdio".into(),
-        Serial::MonStdio => "mux".into(),
-        Serial::File(path) => format!("file:{}", path.display()),
-    };
+    let file = &machine.serial;
     Ok(json!([{ "label": "serial0", "filename": file, "frontend-open": true }]))
+}
+
+/// A character device's name, as QEMU has it.
+fn file_name(chardev: &Chardev, pty: Option<&str>) -> String {
+    match chardev {
+        Chardev::Null => "null".into(),
+        Chardev::Stdio { escapes: false, .. } => "stdio".into(),
+        Chardev::Stdio { escapes: true, .. } => "mux".into(),
+        Chardev::File { path, .. } => format!("file:{}", path.display()),
+        Chardev::Pty { .. } => format!("pty:{}", pty.unwrap_or_default()),
+        Chardev::Pipe(path) => format!("pipe:{}", path.display()),
+        Chardev::Server { path, .. } => format!("unix:{},server=on", path.display()),
+        Chardev::Client { path, .. } => format!("unix:{}", path.display()),
+    }
 }
 
 fn qom_list(machine: &Machine, arguments: &Map<String, Value>) -> Result {

@@ -12,7 +12,7 @@ fn talk(input: &[u8], answers: usize) -> Vec<Value> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let control = Arc::new(Control::new(RunState::Paused, false));
     let config = Config { name: Some("x".into()), ..Config::default() };
-    let machine = Machine::new(&config, control.clone());
+    let machine = Machine::new(&config, control.clone(), None);
     let mailbox = Arc::new(Mailbox::new().unwrap());
     let letters = mailbox.clone();
     control.listen(Box::new(move |event| letters.put(event)));
