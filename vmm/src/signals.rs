@@ -190,3 +190,22 @@ pub fn die_of(signal: i32) {
     // SAFETY: as the first.
     unsafe { libc::raise(signal) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_hears_that_it_is_called() {
+        block();
+        let mut flag = 0;
+        assert!(!is_called());
+        // SAFETY: `flag` outlives the value.
+        let interruptible = unsafe { Interruptible::new(&raw mut flag) };
+        assert!(!is_called());
+        wake(this_thread());
+        assert!(is_called());
+        drop(interruptible);
+        assert!(!is_called());
+    }
+}

@@ -404,6 +404,26 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_waits_for_its_reader_stops_nobody_else() {
+        let (com1, _, mut reader, written) = stuck();
+        let flood = vec![b'x'; 17 << 20];
+        com1.output.put(&flood);
+        std::thread::scope(|scope| {
+            let cpu = scope.spawn(|| com1.write(DATA, b"y"));
+            while !com1.last_line().ends_with('y') {
+                std::thread::yield_now();
+            }
+            assert_eq!(read(&com1, LSR) & 0x60, 0);
+            com1.send(b"k");
+            assert!(com1.is_written());
+            let mut bytes = vec![0; written + flood.len() + 1];
+            reader.read_exact(&mut bytes).unwrap();
+            assert_eq!(bytes.last(), Some(&b'y'));
+            cpu.join().unwrap();
+        });
+    }
+
+    #[test]
     fn a_full_output_stays_full_over_a_reset() {
         let (com1, _, mut reader, written) = stuck();
         com1.connect(Arc::new(|| {}));
