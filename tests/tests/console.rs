@@ -155,8 +155,11 @@ fn count_lines(text: &str) -> usize {
 #[test]
 fn a_reader_that_stands_still_stops_only_the_console() {
     let mut machine = Stuck::start(&format!("print={MANY_LINES:#x} leave=power-off"));
-    machine.stop_and_go_on();
-    machine.stop_and_go_on();
+    // Meanwhile the console fills, and from then on its guest waits.
+    for _ in 0..40 {
+        machine.stop_and_go_on();
+        std::thread::sleep(Duration::from_millis(100));
+    }
     let text = machine.read();
     assert_eq!(count_lines(&text), MANY_LINES);
     assert!(text.contains("guest-facts-end"), "{text}");
@@ -169,7 +172,7 @@ fn what_a_guest_had_written_is_passed_on_when_it_is_ended() {
     let mut machine = Stuck::start(&format!("print={MANY_LINES:#x}"));
     machine.qmp.execute("quit");
     let text = machine.read();
-    assert!(text.len() as u64 > PIPE + 4096, "{}", text.len());
+    assert!(text.len() as u64 > PIPE, "{}", text.len());
     assert!(count_lines(&text) > 100);
     let (status, said) = machine.ended();
     assert_eq!((status.code(), said.as_str()), (Some(0), ""));

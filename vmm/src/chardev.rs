@@ -154,7 +154,7 @@ impl Chardev {
                     console::say(&format!("waiting for a client at {}", path.display()));
                 }
                 let (control, user) = (control.clone(), self.user);
-                let held = wait.then(|| move || control.release());
+                let held = wait.then_some(move || control.release());
                 spawn(move || socket::serve(&listener, &output, &taker, held, user))
             }
             Source::Client(client) => spawn(move || client.serve(&output, &taker)),

@@ -35,11 +35,6 @@ pub(super) fn take(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()>
             path: path(option, &backend, &mut properties)?,
             append: properties.switch("append")?.unwrap_or(false),
         },
-        "pty" | "serial" if properties.has("path") => {
-            let problem =
-                format!("{backend}: a path= of the host's is not here: use pty or socket");
-            return Err(option.error(problem));
-        }
         "pty" => Chardev::Pty { label: id.clone() },
         "pipe" => Chardev::Pipe(path(option, &backend, &mut properties)?),
         "socket" if properties.has("host") || properties.has("port") => {
@@ -50,6 +45,9 @@ pub(super) fn take(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()>
             socket(path, &mut properties)?
         }
         "udp" => return Err(option.error(format!("udp: {NO_NETWORK}"))),
+        "serial" | "tty" | "parallel" | "parport" => {
+            return Err(option.error(format!("{backend}: {NO_PORT}")));
+        }
         "vc" => return Err(option.error(format!("vc: {NO_DISPLAY}"))),
         other => {
             let known = "stdio, null, file, pty, pipe or socket";

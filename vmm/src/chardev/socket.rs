@@ -90,7 +90,7 @@ impl Client {
     pub(super) fn new(path: &Path, reconnect: Option<Duration>) -> io::Result<Self> {
         let mut client = Self { path: path.into(), reconnect, target: None };
         match client.connect() {
-            Err(error) if reconnect.is_none() => return Err(error),
+            Err(error) if reconnect.is_none() => Err(error),
             _ => Ok(client),
         }
     }
