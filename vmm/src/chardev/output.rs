@@ -257,6 +257,10 @@ impl Shared {
             Ok(count) => {
                 let count = count.min(state.pending.len());
                 state.pending.drain(..count);
+                if state.pending.is_empty() {
+                    // It may have been a lot.
+                    state.pending.shrink_to(HIGH);
+                }
                 self.progress.notify_all();
                 self.tell_of_room(&state)
             }

@@ -190,6 +190,24 @@ fn a_client_comes_back_if_it_is_to() {
 }
 
 #[test]
+fn a_terminal_gets_every_byte_however_they_are_put() {
+    let (controller, name) = pty::open().unwrap();
+    let terminal = OpenOptions::new().read(true).write(true).open(name).unwrap();
+    let output = Output::file(terminal);
+    let bytes = pattern(200_000);
+    let (singly, together) = bytes.split_at(60_000);
+    singly.chunks(1).for_each(|byte| output.put(byte));
+    together.chunks(1000).for_each(|bytes| output.put(bytes));
+    assert!(output.is_full());
+    let mut seen = Vec::new();
+    input::read_all(&*controller, |piece| {
+        seen.extend_from_slice(piece);
+        seen.len() < bytes.len()
+    });
+    assert!(seen == bytes);
+}
+
+#[test]
 fn output_that_is_gone_is_forgotten() {
     let (reader, output) = piped();
     output.put(&vec![0; 1 << 20]);
