@@ -1,4 +1,4 @@
-//! What a guest writes reaches its reader, and a reader that stands still stops nothing else.
+//! What a guest writes reaches its reader; one that stands still stops no more.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,6 +1,6 @@
 //! Character devices: where a console's bytes go to and come from.
 //!
-//! A [`Chardev`] has an [`Output`], which whoever emulates a console writes to without ever waiting,
+//! A [`Chardev`] has an [`Output`], which whoever emulates a console writes to without waiting,
 //! and an input, which a thread of its own hands to a [`Taker`]. What is at the other end (a
 //! terminal, a file, a pty, a socket) is said once, when it is opened.
 

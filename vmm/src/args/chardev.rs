@@ -62,8 +62,8 @@ pub(super) fn take(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()>
     Ok(())
 }
 
-const NO_NETWORK: &str = "there are no network sockets here: use unix:PATH (-chardev socket,path=PATH), \
-                          and socat to lead it on";
+const NO_NETWORK: &str = "there are no network sockets here: use unix:PATH \
+                          (-chardev socket,path=PATH), and socat to lead it on";
 const NO_DISPLAY: &str = "there is no display: use pty";
 const NO_PORT: &str = "the host's serial ports are not here: use pty, and socat to lead it on";
 

@@ -120,8 +120,8 @@ fn a_console_leads_where_qemu_s_spellings_say() {
 
 #[test]
 fn a_console_that_is_not_here_is_refused_with_what_to_do() {
-    let network = "there are no network sockets here: use unix:PATH (-chardev socket,path=PATH), and \
-                   socat to lead it on";
+    let network = "there are no network sockets here: use unix:PATH \
+                   (-chardev socket,path=PATH), and socat to lead it on";
     for (serial, expected) in [
         ("tcp::4444,server", format!("'tcp::4444,server': {network}")),
         ("udp:h:1", format!("'udp:h:1': {network}")),

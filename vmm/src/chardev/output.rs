@@ -1,4 +1,4 @@
-//! The output side: it never waits for who reads, and loses nothing while somebody does.
+//! The output side: it never waits for a reader, and loses nothing it could get.
 //!
 //! When nothing is pending, bytes are written at once by whoever brings them, if the reader takes
 //! them. Else they are kept, and a thread that is started when it is first needed passes them on.
