@@ -3,6 +3,7 @@
 //! Every option is honoured, taken as a no-op that is harmless here, or refused in one line that
 //! names it and says what to do. Both `-x` and `--x` are understood.
 
+mod chardev;
 mod cpu;
 mod device;
 mod drive;
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::config::{Config, Contents, FwCfgFile, RebootAction, Serial, ShutdownAction};
+use crate::config::{Chardev, Config, Contents, FwCfgFile, RebootAction, ShutdownAction};
 pub use keyval::Properties;
 pub use machine::CPUS_MAX;
 
@@ -49,10 +50,10 @@ type Result<T> = std::result::Result<T, Error>;
 struct Seen {
     config: Config,
     memory: memory::Wishes,
-    serial: Option<Serial>,
+    serial: Option<Chardev>,
     nographic: bool,
     nodefaults: bool,
-    chardevs: Vec<monitor::Chardev>,
+    chardevs: Vec<chardev::Named>,
     // The chardevs of monitors, and of COM1.
     monitors: Vec<String>,
     serial_chardev: Option<String>,
@@ -99,11 +100,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request> {
 
 fn finish(mut seen: Seen) -> Result<Request> {
     monitor::connect(&mut seen)?;
+    chardev::connect_serial(&mut seen)?;
     device::connect(&mut seen)?;
+    chardev::check_use(&seen)?;
     // As in QEMU: -nographic puts the first serial port on the terminal, unless there are to be
     // no defaults.
     let by_default =
-        if seen.nographic && !seen.nodefaults { Serial::MonStdio } else { Serial::Null };
+        if seen.nographic && !seen.nodefaults { Chardev::MON_STDIO } else { Chardev::Null };
     seen.config.serial = seen.serial.take().unwrap_or(by_default);
     monitor::check_stdio(&seen)?;
     let mut config = seen.config;
@@ -229,7 +232,7 @@ fn take_option(
         "-kernel" => config.kernel = Some(option.path(value()?)?),
         "-initrd" => config.initrd = Some(option.path(value()?)?),
         "-append" => config.append = command_line(option, value()?)?,
-        "-serial" => take_serial(seen, option, value()?)?,
+        "-serial" => chardev::take_serial(seen, option, value()?)?,
         "-display" | "-monitor" | "-parallel" | "-vga" | "-net" | "-nic" => {
             let value = option.text(value()?)?;
             if value != "none" {
@@ -256,7 +259,7 @@ fn take_process_option(
     match option.name.as_str() {
         "-qmp" => monitor::take_qmp(seen, option, value()?)?,
         "-mon" => monitor::take_mon(seen, option, value()?)?,
-        "-chardev" => monitor::take_chardev(seen, option, value()?)?,
+        "-chardev" => chardev::take(seen, option, value()?)?,
         "-action" => life::take_action(seen, option, value()?)?,
         "-name" => life::take_name(seen, option, value()?)?,
         "-global" => life::take_global(seen, option, value()?)?,
@@ -293,36 +296,6 @@ fn command_line(option: &Opt, value: OsString) -> Result<String> {
         return Err(option.error("a command line has no NUL in it"));
     }
     Ok(text)
-}
-
-fn take_serial(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
-    let text = option.text(value)?;
-    let serial = match (text.as_str(), text.split_once(':')) {
-        ("stdio", _) => Serial::Stdio,
-        ("mon:stdio", _) => Serial::MonStdio,
-        ("null" | "none", _) => Serial::Null,
-        (_, Some(("file", path))) if !path.is_empty() => Serial::File(path.into()),
-        (_, Some(("chardev", id))) => {
-            if seen.serial_chardev.replace(id.into()).is_some() {
-                return Err(option.error(SERIAL_TWICE));
-            }
-            return Ok(());
-        }
-        _ => {
-            let known = "stdio, mon:stdio, null, file:FILE, chardev:ID";
-            return Err(option.error(format!("'{text}' is none of {known}")));
-        }
-    };
-    set_serial(seen, option, serial)
-}
-
-const SERIAL_TWICE: &str = "the machine has one serial port: give it once";
-
-fn set_serial(seen: &mut Seen, option: &Opt, serial: Serial) -> Result<()> {
-    match seen.serial.replace(serial) {
-        Some(_) => Err(option.error(SERIAL_TWICE)),
-        None => Ok(()),
-    }
 }
 
 fn fw_cfg_file(option: &Opt, value: OsString) -> Result<FwCfgFile> {

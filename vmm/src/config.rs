@@ -24,7 +24,7 @@ pub struct Config {
     /// What each of them is.
     pub cpu: Cpu,
     /// Where COM1 leads.
-    pub serial: Serial,
+    pub serial: Chardev,
     /// Whether ACPI describes the machine; if not, an MP table does.
     pub acpi: bool,
     /// Whose interrupt chips there are, if that is said.
@@ -149,17 +149,58 @@ impl Default for Backend {
     }
 }
 
-/// Where a serial port leads.
+/// Where a console leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Serial {
+pub enum Chardev {
     /// Nowhere.
     Null,
-    /// Standard input and output; Ctrl-C ends the process.
-    Stdio,
-    /// Standard input and output; Ctrl-A is an escape, every other key goes to the guest.
-    MonStdio,
-    /// A file, written from its start.
-    File(PathBuf),
+    /// Standard input and output.
+    Stdio {
+        /// Ctrl-C ends the process; if not, it goes to the guest.
+        signals: bool,
+        /// Ctrl-A is an escape.
+        escapes: bool,
+    },
+    /// A file.
+    File {
+        /// Its name.
+        path: PathBuf,
+        /// What it has is kept.
+        append: bool,
+    },
+    /// A pty.
+    Pty {
+        /// What the line that tells its name calls this device.
+        label: String,
+    },
+    /// A pair of FIFOs, by their name without `.in` and `.out`, or one for both directions.
+    Pipe(PathBuf),
+    /// A UNIX socket that is made here.
+    Server {
+        /// Where it is.
+        path: PathBuf,
+        /// The machine starts when a client comes.
+        wait: bool,
+    },
+    /// A UNIX socket that somebody else listens at.
+    Client {
+        /// Where it is.
+        path: PathBuf,
+        /// It is tried again after so many seconds when nobody is there.
+        reconnect_s: Option<u64>,
+    },
+}
+
+impl Chardev {
+    /// `stdio`: Ctrl-C ends the process.
+    pub const STDIO: Self = Self::Stdio { signals: true, escapes: false };
+    /// `mon:stdio`: every key but Ctrl-A goes to the guest.
+    pub const MON_STDIO: Self = Self::Stdio { signals: false, escapes: true };
+
+    /// Whether it is standard input and output.
+    pub fn is_stdio(&self) -> bool {
+        matches!(self, Self::Stdio { .. })
+    }
 }
 
 /// Who has the interrupt chips beside the local APICs, which are KVM's.
@@ -172,6 +213,11 @@ pub enum Irqchip {
 }
 
 impl Config {
+    /// Whether standard output has a user.
+    pub fn uses_stdout(&self) -> bool {
+        self.serial.is_stdio() || self.qmp.contains(&Qmp::Stdio)
+    }
+
     /// Whose interrupt chips there are. Without ACPI, a kernel that knows no MP tables (Debian's)
     /// needs the 8259s for every device; with it there is nothing that needs them. What either
     /// costs is in docs/microvm.md.
@@ -431,7 +477,7 @@ impl Default for Config {
             backend: Backend::default(),
             cpus: 1,
             cpu: Cpu::default(),
-            serial: Serial::Null,
+            serial: Chardev::Null,
             acpi: true,
             irqchip: None,
             isa_serial: true,

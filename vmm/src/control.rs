@@ -114,6 +114,8 @@ struct State {
     power_button: Option<Line>,
     // Pressed while no machine was there to feel it: between two runs.
     pressed: bool,
+    // Who wants the machine not to start yet.
+    holds: usize,
 }
 
 /// A thread that runs a CPU.
@@ -132,7 +134,9 @@ impl State {
 impl Control {
     /// Of a machine that begins in `run_state`.
     pub fn new(run_state: RunState, has_power_button: bool) -> Self {
-        let state = State { run_state, ..State::default() };
+        // What is not to start by itself is held by the user, who lets go by `cont`.
+        let holds = usize::from(run_state == RunState::Prelaunch);
+        let state = State { run_state, holds, ..State::default() };
         Self { has_power_button, state: Mutex::new(state), ..Self::default() }
     }
 
@@ -262,9 +266,23 @@ impl Control {
         cpus
     }
 
-    /// A machine that has not started yet does not until somebody says so.
+    /// A machine that has not started yet does not until who calls this has called
+    /// [`Control::release`], or somebody says so.
     pub fn hold(&self) {
-        self.lock().run_state = RunState::Prelaunch;
+        let mut state = self.lock();
+        state.run_state = RunState::Prelaunch;
+        state.holds += 1;
+    }
+
+    /// Lets go of a machine; the last one who does so starts it.
+    pub fn release(&self) {
+        let mut state = self.lock();
+        state.holds = state.holds.saturating_sub(1);
+        let starts = state.holds == 0 && state.run_state == RunState::Prelaunch;
+        drop(state);
+        if starts {
+            self.resume();
+        }
     }
 
     /// Stops the CPUs; they have stopped when this returns.

@@ -16,6 +16,7 @@ pub mod args;
 pub mod board;
 pub mod boot;
 pub mod bus;
+pub mod chardev;
 pub mod config;
 pub mod console;
 pub mod control;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, Serial};
+use crate::config::{Chardev, Config};
 use crate::console;
 use crate::control::{Control, Request};
 use crate::devices::serial::Com1;
@@ -47,7 +47,7 @@ pub fn watch(config: &Config, control: &Arc<Control>, com1: &Arc<Com1>) -> io::R
 fn advice(config: &Config) -> Option<String> {
     let seconds = PATIENCE.as_secs();
     let why = match (&config.serial, &config.kernel) {
-        (Serial::Null, _) | (_, None) => return None,
+        (Chardev::Null, _) | (_, None) => return None,
         _ if !config.isa_serial => return None,
         _ if has_console(&config.append) => "the kernel may lack a driver for COM1, or hang",
         _ => "-append has no console=ttyS0, so a Linux kernel says nothing",
@@ -67,7 +67,7 @@ fn has_console(append: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn check(append: &str, serial: Serial, expected: Option<&str>) {
+    fn check(append: &str, serial: Chardev, expected: Option<&str>) {
         let config =
             Config { append: append.into(), serial, kernel: Some("k".into()), ..Config::default() };
         let advice = advice(&config);
@@ -79,9 +79,9 @@ mod tests {
 
     #[test]
     fn the_advice_names_what_is_missing() {
-        check("quiet", Serial::Stdio, Some("no console=ttyS0"));
-        check("console=hvc0 xconsole=ttyS0", Serial::MonStdio, Some("no console=ttyS0"));
-        check("quiet console=ttyS0,115200n8", Serial::Stdio, Some("lack a driver"));
-        check("", Serial::Null, None);
+        check("quiet", Chardev::STDIO, Some("no console=ttyS0"));
+        check("console=hvc0 xconsole=ttyS0", Chardev::MON_STDIO, Some("no console=ttyS0"));
+        check("quiet console=ttyS0,115200n8", Chardev::STDIO, Some("lack a driver"));
+        check("", Chardev::Null, None);
     }
 }

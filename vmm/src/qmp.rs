@@ -9,21 +9,21 @@ mod mailbox;
 mod session;
 
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::AsFd;
 
+use crate::chardev::listen;
 use crate::config::{Config, Qmp};
 use crate::console;
-use crate::control::{Control, RunState};
+use crate::control::Control;
 use crate::signals;
-use crate::virtio::balloon::Balloon;
 use commands::Machine;
+pub use commands::Parts;
 use mailbox::Mailbox;
 use session::{Session, Stream};
 
@@ -67,16 +67,16 @@ enum Door {
 }
 
 impl Server {
-    /// Starts the monitors that `config` asks for.
+    /// Starts the monitors that `config` asks for; `parts` are what commands reach.
     pub fn start(
         config: &Config,
         control: &Arc<Control>,
-        balloon: Option<&Arc<Balloon>>,
+        parts: &Parts<'_>,
     ) -> Result<Self, Error> {
         let mut server = Self::default();
         for qmp in &config.qmp {
-            let machine = Machine::new(config, control.clone(), balloon.cloned());
-            let monitor = Monitor::start(qmp, config, machine)?;
+            let machine = Machine::new(config, control.clone(), parts);
+            let monitor = Monitor::start(qmp, machine)?;
             server.monitors.push(monitor);
         }
         Ok(server)
@@ -100,7 +100,7 @@ impl Drop for Server {
 }
 
 impl Monitor {
-    fn start(qmp: &Qmp, config: &Config, machine: Machine) -> Result<Self, Error> {
+    fn start(qmp: &Qmp, machine: Machine) -> Result<Self, Error> {
         let (door, socket) = open(qmp)?;
         let control = machine.control.clone();
         let mailbox = Arc::new(Mailbox::new()?);
@@ -113,10 +113,8 @@ impl Monitor {
                 console::say(&format!("waiting for a client at {}", path.display()));
             }
         }
-        // Somebody may hold the machine for longer than until a client comes.
-        let start = hold && !config.start_stopped;
         let mail = mailbox.clone();
-        let thread = signals::spawn("QMP", move || serve(door, &machine, &mail, start))?;
+        let thread = signals::spawn("QMP", move || serve(door, &machine, &mail, hold))?;
         Ok(Self { mailbox, thread: Some(thread), socket })
     }
 }
@@ -125,7 +123,8 @@ fn open(qmp: &Qmp) -> Result<(Door, Option<PathBuf>), Error> {
     match qmp {
         Qmp::Stdio => Ok((Door::Open(Stream::Stdio), None)),
         Qmp::Unix { path, server: true, .. } => {
-            Ok((Door::Listener(listen(path)?), Some(path.clone())))
+            let failed = |(doing, source)| Error::Socket { path: path.clone(), doing, source };
+            Ok((Door::Listener(listen(path).map_err(failed)?), Some(path.clone())))
         }
         Qmp::Unix { path, .. } => {
             let failed = |source| Error::Socket { path: path.clone(), doing: "connecting", source };
@@ -134,33 +133,14 @@ fn open(qmp: &Qmp) -> Result<(Door, Option<PathBuf>), Error> {
     }
 }
 
-/// Makes the socket; one that an earlier process left behind makes room.
-fn listen(path: &Path) -> Result<UnixListener, Error> {
-    let failed = |doing| move |source| Error::Socket { path: path.into(), doing, source };
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let is_socket = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket());
-            if !is_socket {
-                return Err(failed("something that is no socket is there")(error));
-            }
-            if UnixStream::connect(path).is_ok() {
-                return Err(failed("another process listens there")(error));
-            }
-            std::fs::remove_file(path).map_err(failed("removing what is left there"))?;
-            UnixListener::bind(path).map_err(failed("listening"))
-        }
-        result => result.map_err(failed("listening")),
-    }
-}
-
-fn serve(door: Door, machine: &Machine, mailbox: &Mailbox, mut start: bool) {
+fn serve(door: Door, machine: &Machine, mailbox: &Mailbox, mut holds: bool) {
     let listener = match door {
         Door::Open(stream) => return Session::new(stream, machine, mailbox).run(),
         Door::Listener(listener) => listener,
     };
     while let Some(stream) = next_client(&listener, mailbox) {
-        if std::mem::take(&mut start) && machine.control.run_state() == RunState::Prelaunch {
-            machine.control.resume();
+        if std::mem::take(&mut holds) {
+            machine.control.release();
         }
         Session::new(Stream::Unix(stream), machine, mailbox).run();
     }

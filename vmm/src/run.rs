@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::accel;
-use crate::config::{Config, OnMissing, PanicAction, RebootAction, ShutdownAction};
-use crate::console::{self, Output};
+use crate::chardev::{self, Chardev};
+use crate::config::{self, Config, OnMissing, PanicAction, RebootAction, ShutdownAction};
+use crate::console;
 use crate::control::{Control, Event, Request, RunState};
 use crate::devices::serial::Com1;
 use crate::image::{self, Images};
@@ -23,9 +24,9 @@ pub enum Error {
     /// A file.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The console.
+    /// A character device.
     #[error(transparent)]
-    Console(#[from] console::Error),
+    Chardev(#[from] chardev::Error),
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] memory::Error),
@@ -85,7 +86,8 @@ const DEATHS_MAX: u32 = 3;
 /// that it is in loses nothing, and who else maps that file goes on seeing the guest's memory.
 pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error> {
     let images = Images::open(config)?;
-    let com1 = Arc::new(Com1::new(Output::new(&config.serial)?));
+    let serial = Chardev::open(&config.serial, "-serial")?;
+    let com1 = Com1::new(serial.output());
     let bios_size = images.bios.as_ref().map(|bios| bios.size());
     let ram = Arc::new(GuestRam::on(&config.backend, config.memory, bios_size)?);
     let devices = Devices::new(config, &ram)?;
@@ -100,8 +102,14 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
         let control = control.clone();
         balloon.listen(Box::new(move |actual| control.tell(Event::BalloonChange(actual))));
     }
-    let _qmp = Server::start(config, &control, devices.balloon.as_ref())?;
-    let _restore = console::start(&config.serial, &com1, &control)?;
+    let parts = qmp::Parts { pty: serial.pty(), balloon: devices.balloon.as_ref() };
+    let _qmp = Server::start(config, &control, &parts)?;
+    tell_of_pty(config, &serial);
+    // It ends before who is named above: what it still has to pass on, it does as a process that
+    // can be seen.
+    let mut serial = serial;
+    let input = com1.clone();
+    serial.start(Arc::new(move |bytes| input.send(bytes)), &control)?;
     let mut deaths = 0;
     loop {
         let end = machine.run(&control, trace)?;
@@ -119,6 +127,13 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
                 control.revive();
             }
         }
+    }
+}
+
+/// Where the serial port's pty is.
+fn tell_of_pty(config: &Config, serial: &Chardev) {
+    if let (config::Chardev::Pty { label }, Some(name)) = (&config.serial, serial.pty()) {
+        chardev::tell_of_pty(name, label, config.uses_stdout());
     }
 }
 

@@ -134,6 +134,14 @@ pub fn wake(thread: Thread) {
     unsafe { libc::pthread_kill(thread.0 as libc::pthread_t, WAKE) };
 }
 
+/// Whether the vCPU of this thread was called out of the guest; no thread else is.
+pub fn is_called() -> bool {
+    let flag = IMMEDIATE_EXIT.get();
+    // SAFETY: the pointer is null or of a live kvm_run: who sets it clears it before unmapping
+    // (`Interruptible`).
+    !flag.is_null() && unsafe { flag.read_volatile() } != 0
+}
+
 /// Starts a thread that takes no signals.
 pub fn spawn(
     name: &str,
@@ -181,4 +189,23 @@ pub fn die_of(signal: i32) {
     };
     // SAFETY: as the first.
     unsafe { libc::raise(signal) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_hears_that_it_is_called() {
+        block();
+        let mut flag = 0;
+        assert!(!is_called());
+        // SAFETY: `flag` outlives the value.
+        let interruptible = unsafe { Interruptible::new(&raw mut flag) };
+        assert!(!is_called());
+        wake(this_thread());
+        assert!(is_called());
+        drop(interruptible);
+        assert!(!is_called());
+    }
 }

@@ -128,7 +128,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 16] = [
+    let suites: [(&str, Place, &[&str]); 17] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
@@ -136,6 +136,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
         ("memory under microvm", payload.into(), &["--package=regression", "--test=memory"]),
         ("a machine's life", payload.into(), &["--package=regression", "--test=life"]),
+        ("consoles", payload.into(), &["--package=regression", "--test=console"]),
         ("QMP by qemu.qmp", payload.into(), &["--package=regression", "--test=qmp"]),
         ("the image mapped once", payload.into(), &MAPPED_ONCE),
         ("microvm against QEMU's", payload.into(), &COMPARE),

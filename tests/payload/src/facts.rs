@@ -110,6 +110,9 @@ impl Facts {
         if asked("echo") {
             echo();
         }
+        if let Some(lines) = hexadecimal(command_line, "print=0x") {
+            (0..lines).for_each(|line| fact("line", format_args!("{line:058}")));
+        }
         let _ = writeln!(Console, "guest-facts-end");
     }
 

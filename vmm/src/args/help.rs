@@ -183,9 +183,10 @@ the machine:
                     a file that the guest finds in fw_cfg
 
 its console:
-  -serial WHERE     COM1: stdio, mon:stdio (Ctrl-A X quits), null, file:FILE, chardev:ID
+  -serial WHERE     COM1: stdio, mon:stdio (Ctrl-A X quits), null, file:FILE, pty, pipe:PATH,
+                    unix:PATH[,server=on][,wait=off], chardev:ID
   -nographic        COM1 on the terminal (mon:stdio) unless -serial or -nodefaults is given
-  -chardev stdio|null|file|socket,id=ID,..
+  -chardev stdio|null|file|pty|pipe|socket,id=ID,..
                     something for -serial and -mon to use
 
 its life:

@@ -80,6 +80,11 @@ impl Properties {
         self.items.iter().any(|item| item.key.is_none() && item.value == word)
     }
 
+    /// Whether a value is given for `key`.
+    pub fn has(&self, key: &str) -> bool {
+        self.items.iter().any(|item| item.key.as_deref() == Some(key))
+    }
+
     /// The first item, if it has no key or this one.
     pub fn implied(&mut self, key: &str) -> Option<String> {
         let item = self.items.first()?;

@@ -52,7 +52,7 @@ fn the_article_s_command_line_works() {
         kernel: Some("vmlinuz".into()),
         append: "earlyprintk=ttyS0 console=ttyS0,115200,8n1".into(),
         memory: 1 << 30,
-        serial: Serial::MonStdio,
+        serial: Chardev::MON_STDIO,
         ..Config::default()
     };
     assert_eq!(config, expected);
@@ -66,13 +66,102 @@ fn both_dashes_and_any_order() {
 
 #[test]
 fn serial_follows_qemu_s_defaults() {
-    assert_eq!(with(&[]).serial, Serial::Null);
-    assert_eq!(with(&["-display", "none"]).serial, Serial::Null);
-    assert_eq!(with(&["-nographic"]).serial, Serial::MonStdio);
-    assert_eq!(with(&["-nographic", "-nodefaults"]).serial, Serial::Null);
-    assert_eq!(with(&["-nographic", "-serial", "null"]).serial, Serial::Null);
-    assert_eq!(with(&["-serial", "stdio"]).serial, Serial::Stdio);
-    assert_eq!(with(&["-serial", "file:a,b"]).serial, Serial::File("a,b".into()));
+    assert_eq!(with(&[]).serial, Chardev::Null);
+    assert_eq!(with(&["-display", "none"]).serial, Chardev::Null);
+    assert_eq!(with(&["-nographic"]).serial, Chardev::MON_STDIO);
+    assert_eq!(with(&["-nographic", "-nodefaults"]).serial, Chardev::Null);
+    assert_eq!(with(&["-nographic", "-serial", "null"]).serial, Chardev::Null);
+    assert_eq!(with(&["-serial", "stdio"]).serial, Chardev::STDIO);
+    assert_eq!(
+        with(&["-serial", "file:a,b"]).serial,
+        Chardev::File { path: "a,b".into(), append: false }
+    );
+}
+
+#[test]
+fn a_console_leads_where_qemu_s_spellings_say() {
+    let server = |wait| Chardev::Server { path: "p".into(), wait };
+    let client = |reconnect_s| Chardev::Client { path: "p".into(), reconnect_s };
+    let file = |append| Chardev::File { path: "p".into(), append };
+    let stdio = |signals, escapes| Chardev::Stdio { signals, escapes };
+    for (serial, expected) in [
+        ("none", Chardev::Null),
+        ("pty", Chardev::Pty { label: "serial0".into() }),
+        ("pipe:p", Chardev::Pipe("p".into())),
+        ("unix:p", client(None)),
+        ("unix:p,server=on", server(true)),
+        ("unix:p,server", server(true)),
+        ("unix:p,server,nowait", server(false)),
+        ("unix:p,server=on,wait=off", server(false)),
+        ("unix:p,reconnect=3", client(Some(3))),
+    ] {
+        assert_eq!(with(&["-serial", serial]).serial, expected, "{serial}");
+    }
+    for (chardev, expected) in [
+        ("stdio", stdio(true, false)),
+        ("stdio,signal=off", stdio(false, false)),
+        ("stdio,mux=on,signal=off", Chardev::MON_STDIO),
+        ("stdio,mux=on", stdio(true, true)),
+        ("null", Chardev::Null),
+        ("file,path=p", file(false)),
+        ("file,path=p,append=on", file(true)),
+        ("file,path=p,append=off,mux=off", file(false)),
+        ("pty", Chardev::Pty { label: "c".into() }),
+        ("pipe,path=p", Chardev::Pipe("p".into())),
+        ("socket,path=p,server=on,wait=off", server(false)),
+        ("socket,path=p,server=on", server(true)),
+        ("socket,path=p,reconnect=0", client(None)),
+    ] {
+        let chardev = format!("{chardev},id=c");
+        let config = with(&["-serial", "chardev:c", "-chardev", &chardev]);
+        assert_eq!(config.serial, expected, "{chardev}");
+    }
+}
+
+#[test]
+fn a_console_that_is_not_here_is_refused_with_what_to_do() {
+    let network = "there are no network sockets here: use unix:PATH \
+                   (-chardev socket,path=PATH), and socat to lead it on";
+    for (serial, expected) in [
+        ("tcp::4444,server", format!("'tcp::4444,server': {network}")),
+        ("udp:h:1", format!("'udp:h:1': {network}")),
+        ("telnet:h:1", format!("'telnet:h:1': {network}")),
+        ("vc:80Cx24C", "'vc:80Cx24C': there is no display: use pty".into()),
+        (
+            "/dev/ttyS0",
+            "'/dev/ttyS0': the host's serial ports are not here: use pty, and socat to lead it on"
+                .into(),
+        ),
+        ("unix:", "the path must come first".into()),
+        ("unix:p,server,reconnect=1", "reconnect= is for a client: leave it out".into()),
+        ("unix:p,frob=1", "'frob' is not a property that is here".into()),
+        ("chardev:x", "there is no -chardev id=x".into()),
+    ] {
+        let line = ["-kernel", "k", "-serial", serial];
+        assert_eq!(refused(&line), format!("-serial: {expected}"));
+    }
+    for (chardev, expected) in [
+        ("socket,id=c,host=h,port=1", format!("socket: {network}")),
+        ("udp,id=c,port=1", format!("udp: {network}")),
+        ("vc,id=c", "vc: there is no display: use pty".into()),
+        (
+            "serial,id=c,path=/dev/ttyS0",
+            "serial: the host's serial ports are not here: use pty, and socat to lead it on".into(),
+        ),
+        (
+            "braille,id=c",
+            "'braille' is not here: use stdio, null, file, pty, pipe or socket".into(),
+        ),
+        ("file,id=c", "file: give its path=".into()),
+        ("pty", "pty: give it an id=".into()),
+        ("pty,id=c,mux=on", "pty: mux=on is for stdio: leave it out".into()),
+        ("pty,id=c", "nothing here uses c: remove it".into()),
+    ] {
+        assert_eq!(
+            refused(&["-kernel", "k", "-chardev", chardev]),
+            format!("-chardev: {expected}")
+        );
+    }
 }
 
 #[test]
@@ -163,8 +252,9 @@ fn refusals_name_the_option_and_what_to_do() {
         (&["-smp", "3,cores=2"], "-smp: 3 CPUs cannot be made of 2"),
         (&["-smp", "0"], "-smp: cpus=0: give a number from 1 up"),
         (
-            &["-serial", "pty"],
-            "-serial: 'pty' is none of stdio, mon:stdio, null, file:FILE, chardev:ID",
+            &["-serial", "braille"],
+            "-serial: 'braille' is none of stdio, mon:stdio, null, file:FILE, pty, unix:PATH, \
+             pipe:PATH, chardev:ID",
         ),
         (&["-display", "gtk"], "-display: 'gtk' is not here: only 'none' is"),
         (
@@ -195,7 +285,10 @@ proptest! {
     fn no_command_line_makes_it_panic(
         words in prop::collection::vec("-?-?[a-zA-Z_]{0,4}[=,:0-9]{0,3}[a-z]{0,5}", 0..8),
         option in prop::sample::select(
-            vec!["-M", "-m", "-smp", "-cpu", "-device", "-fw_cfg", "-serial", "-drive", "-blockdev"],
+            vec![
+                "-M", "-m", "-smp", "-cpu", "-device", "-fw_cfg", "-serial", "-chardev", "-drive",
+                "-blockdev", "-netdev",
+            ],
         ),
     ) {
         let line = [option.to_string()].into_iter().chain(words);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::args;
-use crate::config::{Config, Serial};
+use crate::config::{Chardev, Config};
 use crate::control::{Control, Request, RunState};
 use crate::virtio::balloon::Balloon;
 
@@ -32,20 +32,29 @@ impl Failure {
 
 type Result = std::result::Result<Value, Failure>;
 
+/// Parts of the machine that commands reach.
+#[derive(Clone, Copy, Default)]
+pub struct Parts<'a> {
+    /// What COM1's pty is called, if it is one.
+    pub pty: Option<&'a str>,
+    /// The balloon, if there is one.
+    pub balloon: Option<&'a Arc<Balloon>>,
+}
+
 /// The machine as commands see it.
 pub struct Machine {
     /// What it does, and what it is told.
     pub control: Arc<Control>,
     name: Option<String>,
     memory: u64,
-    serial: Serial,
+    serial: String,
     devices: Vec<(&'static str, String)>,
     balloon: Option<Arc<Balloon>>,
 }
 
 impl Machine {
     /// The machine of `config`.
-    pub fn new(config: &Config, control: Arc<Control>, balloon: Option<Arc<Balloon>>) -> Self {
+    pub fn new(config: &Config, control: Arc<Control>, parts: &Parts<'_>) -> Self {
         let mut devices = Vec::new();
         let mut add = |kind, is_there: bool| {
             if is_there {
@@ -56,7 +65,8 @@ impl Machine {
         add("isa-debug-exit", config.debug_exit.is_some());
         add("pvpanic", config.pvpanic.is_some());
         config.virtio.iter().for_each(|device| add(device.name(), true));
-        let (name, serial) = (config.name.clone(), config.serial.clone());
+        let (name, serial) = (config.name.clone(), file_name(&config.serial, parts.pty));
+        let balloon = parts.balloon.cloned();
         Self { control, name, memory: config.memory, serial, devices, balloon }
     }
 }
@@ -189,13 +199,22 @@ fn balloon(machine: &Machine, arguments: &Map<String, Value>) -> Result {
 }
 
 fn query_chardev(machine: &Machine, _: &Map<String, Value>) -> Result {
-    let file = match &machine.serial {
-        Serial::Null => "null".into(),
-        Serial::Stdio => "stdio".into(),
-        Serial::MonStdio => "mux".into(),
-        Serial::File(path) => format!("file:{}", path.display()),
-    };
+    let file = &machine.serial;
     Ok(json!([{ "label": "serial0", "filename": file, "frontend-open": true }]))
+}
+
+/// A character device's name, as QEMU has it.
+fn file_name(chardev: &Chardev, pty: Option<&str>) -> String {
+    match chardev {
+        Chardev::Null => "null".into(),
+        Chardev::Stdio { escapes: false, .. } => "stdio".into(),
+        Chardev::Stdio { escapes: true, .. } => "mux".into(),
+        Chardev::File { path, .. } => format!("file:{}", path.display()),
+        Chardev::Pty { .. } => format!("pty:{}", pty.unwrap_or_default()),
+        Chardev::Pipe(path) => format!("pipe:{}", path.display()),
+        Chardev::Server { path, .. } => format!("unix:{},server=on", path.display()),
+        Chardev::Client { path, .. } => format!("unix:{}", path.display()),
+    }
 }
 
 fn qom_list(machine: &Machine, arguments: &Map<String, Value>) -> Result {

@@ -143,6 +143,24 @@ const LINES: &[(&str, Outcome)] = &[
           -mon chardev=mon,mode=control",
         Taken,
     ),
+    // Consoles (QEMU, qemu-options.hx; the old spelling of libvirt and of many scripts).
+    ("-M microvm -kernel k -nographic -serial pty", Taken),
+    ("-M microvm -kernel k -serial unix:/tmp/c,server,nowait -monitor none", Taken),
+    ("-M microvm -kernel k -chardev pty,id=charserial0 -serial chardev:charserial0", Taken),
+    (
+        "-M microvm -kernel k -chardev socket,id=c,path=/tmp/c,server=on,wait=off \
+          -serial chardev:c",
+        Taken,
+    ),
+    ("-M microvm -kernel k -chardev file,id=c,path=log,append=on -serial chardev:c", Taken),
+    ("-M microvm -kernel k -chardev stdio,mux=on,id=c,signal=off -serial chardev:c", Taken),
+    (
+        "-M microvm -kernel k -chardev stdio,mux=on,id=c -serial chardev:c -mon chardev=c",
+        StopsAt("-mon"),
+    ),
+    ("-M microvm -kernel k -serial tcp::4444,server", StopsAt("-serial")),
+    ("-M microvm -kernel k -serial /dev/ttyS0", StopsAt("-serial")),
+    ("-M microvm -kernel k -serial vc", StopsAt("-serial")),
     ("-M microvm -kernel k -sandbox on", StopsAt("-sandbox")),
     ("-M microvm -kernel k -s", StopsAt("-s")),
     ("-M microvm -kernel k -gdb tcp::1234", StopsAt("-gdb")),

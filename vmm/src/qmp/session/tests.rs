@@ -6,13 +6,14 @@ use std::sync::Arc;
 use super::*;
 use crate::config::Config;
 use crate::control::{Control, RunState};
+use crate::qmp::Parts;
 
 /// Sends `input`, reads `answers` lines after the greeting.
 fn talk(input: &[u8], answers: usize) -> Vec<Value> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let control = Arc::new(Control::new(RunState::Paused, false));
     let config = Config { name: Some("x".into()), ..Config::default() };
-    let machine = Machine::new(&config, control.clone(), None);
+    let machine = Machine::new(&config, control.clone(), &Parts::default());
     let mailbox = Arc::new(Mailbox::new().unwrap());
     let letters = mailbox.clone();
     control.listen(Box::new(move |event| letters.put(event)));
