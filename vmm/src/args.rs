@@ -63,6 +63,8 @@ struct Seen {
     // Disks by their number and their drive's id, and the drives.
     disks: Vec<(usize, String)>,
     drives: Vec<drive::Drive>,
+    // The chardev of the virtio console.
+    console_chardev: Option<String>,
     // Network cards by their number and their netdev's id, and the netdevs.
     cards: Vec<(usize, String)>,
     netdevs: Vec<netdev::Netdev>,

@@ -215,7 +215,17 @@ pub enum Irqchip {
 impl Config {
     /// Whether standard output has a user.
     pub fn uses_stdout(&self) -> bool {
-        self.serial.is_stdio() || self.qmp.contains(&Qmp::Stdio)
+        self.serial.is_stdio()
+            || self.console().is_some_and(Chardev::is_stdio)
+            || self.qmp.contains(&Qmp::Stdio)
+    }
+
+    /// Where the virtio console leads, if there is one.
+    pub fn console(&self) -> Option<&Chardev> {
+        self.virtio.iter().find_map(|device| match device {
+            Virtio::Console(chardev) => Some(chardev),
+            _ => None,
+        })
     }
 
     /// Whose interrupt chips there are. Without ACPI, a kernel that knows no MP tables (Debian's)
@@ -303,6 +313,8 @@ pub enum Virtio {
     Net(Net),
     /// The memory balloon.
     Balloon(Balloon),
+    /// The console.
+    Console(Chardev),
     /// Sockets between guest and host, by the host's kernel, and the guest's context identifier.
     Vsock(u64),
 }
@@ -324,6 +336,7 @@ impl Virtio {
             Self::Block(_) => "virtio-blk-device",
             Self::Net(_) => "virtio-net-device",
             Self::Balloon(_) => "virtio-balloon-device",
+            Self::Console(_) => "virtio-serial-device",
             Self::Vsock(_) => "vhost-vsock-device",
         }
     }

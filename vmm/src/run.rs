@@ -90,7 +90,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let com1 = Com1::new(serial.output());
     let bios_size = images.bios.as_ref().map(|bios| bios.size());
     let ram = Arc::new(GuestRam::on(&config.backend, config.memory, bios_size)?);
-    let devices = Devices::new(config, &ram)?;
+    let mut devices = Devices::new(config, &ram)?;
     let mut machine = Machine::new(config, &images, &ram, &com1, &devices.all)?;
     warn_about_kvm(&images);
     warn_about_features(config, &machine);
@@ -104,12 +104,13 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     }
     let parts = qmp::Parts { pty: serial.pty(), balloon: devices.balloon.as_ref() };
     let _qmp = Server::start(config, &control, &parts)?;
-    tell_of_pty(config, &serial);
+    tell_of_ptys(config, &serial, &devices);
     // It ends before who is named above: what it still has to pass on, it does as a process that
     // can be seen.
     let mut serial = serial;
     let input = com1.clone();
     serial.start(Arc::new(move |bytes| input.send(bytes)), &control)?;
+    devices.start_input(&control)?;
     let mut deaths = 0;
     loop {
         let end = machine.run(&control, trace)?;
@@ -131,9 +132,14 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
 }
 
 /// Where the serial port's pty is.
-fn tell_of_pty(config: &Config, serial: &Chardev) {
-    if let (config::Chardev::Pty { label }, Some(name)) = (&config.serial, serial.pty()) {
-        chardev::tell_of_pty(name, label, config.uses_stdout());
+fn tell_of_ptys(config: &Config, serial: &Chardev, devices: &Devices) {
+    let console = devices.console.as_ref().map(|(_, chardev)| chardev);
+    for (asked, open) in [(Some(&config.serial), Some(serial)), (config.console(), console)] {
+        if let (Some(config::Chardev::Pty { label }), Some(open)) = (asked, open)
+            && let Some(name) = open.pty()
+        {
+            chardev::tell_of_pty(name, label, config.uses_stdout());
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 pub mod balloon;
 pub mod block;
 mod buffers;
+pub mod console;
 #[cfg(test)]
 mod driver;
 pub mod mmio;
@@ -32,7 +33,9 @@ pub use buffers::{Buffers, Direction};
 pub use ring::{Chain, Ring};
 pub use worker::{Event, Interrupt, Wake, Work};
 
+use crate::chardev::{self, Chardev};
 use crate::config::{self, Config};
+use crate::control::Control;
 use crate::memory::GuestRam;
 
 /// What a driver did that no driver may: its device needs a reset.
@@ -130,6 +133,12 @@ pub enum Error {
     /// A network card's tap.
     #[error(transparent)]
     Tap(#[from] net::tap::Error),
+    /// Where the console leads.
+    #[error(transparent)]
+    Chardev(#[from] chardev::Error),
+    /// The console.
+    #[error("-device virtconsole: {0}")]
+    Console(io::Error),
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] vsock::Error),
@@ -141,12 +150,14 @@ pub struct Devices {
     pub all: Vec<Arc<dyn Device>>,
     /// The balloon, if there is one.
     pub balloon: Option<Arc<balloon::Balloon>>,
+    /// The console, if there is one, and where it leads.
+    pub console: Option<(Arc<console::Console>, Chardev)>,
 }
 
 impl Devices {
     /// Makes what `config` asks for, for a guest whose memory is `ram`.
     pub fn new(config: &Config, ram: &Arc<GuestRam>) -> Result<Self, Error> {
-        let mut devices = Self { all: Vec::new(), balloon: None };
+        let mut devices = Self { all: Vec::new(), balloon: None, console: None };
         for device in &config.virtio {
             devices.add(device, config.memory, ram)?;
         }
@@ -166,6 +177,13 @@ impl Devices {
             })?),
             Virtio::Block(disk) => Arc::new(block::Block::new(disk)?),
             Virtio::Net(net) => Arc::new(net::Card::new(net)?),
+            Virtio::Console(chardev) => {
+                let chardev = Chardev::open(chardev, "-device virtconsole")?;
+                let console = console::Console::new(chardev.output()).map_err(Error::Console)?;
+                let console = Arc::new(console);
+                self.console = Some((console.clone(), chardev));
+                console
+            }
             Virtio::Vsock(cid) => Arc::new(vsock::Vsock::new(*cid, ram)?),
             Virtio::Balloon(options) => {
                 let balloon = Arc::new(balloon::Balloon::new(options, memory));
@@ -174,5 +192,12 @@ impl Devices {
             }
         });
         Ok(())
+    }
+
+    /// From now on the console has input. A machine that has to wait for a client is held.
+    pub fn start_input(&mut self, control: &Arc<Control>) -> Result<(), chardev::Error> {
+        let Some((console, chardev)) = &mut self.console else { return Ok(()) };
+        let console = console.clone();
+        chardev.start(Arc::new(move |bytes| console.send(bytes)), control)
     }
 }

@@ -72,8 +72,14 @@ fn qmp(chardev: Chardev) -> Option<Qmp> {
 pub(super) fn check_stdio(seen: &Seen) -> Result<()> {
     let monitors = seen.config.qmp.iter().filter(|qmp| **qmp == Qmp::Stdio).count();
     let serial = seen.config.serial.is_stdio();
-    if monitors + usize::from(serial) > 1 {
-        let problem = "standard input and output are COM1's or another monitor's: use unix:PATH";
+    let console = seen.config.console().is_some_and(Chardev::is_stdio);
+    if serial && console {
+        let problem = "standard input and output are COM1's: say -serial null, or another chardev";
+        return Err(super::option("-device").error(format!("virtconsole: {problem}")));
+    }
+    if monitors + usize::from(serial || console) > 1 {
+        let problem = "standard input and output are a console's or another monitor's: use \
+                       unix:PATH";
         return Err(super::option("-qmp").error(problem));
     }
     Ok(())

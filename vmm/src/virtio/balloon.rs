@@ -133,16 +133,16 @@ struct Taker;
 impl Server for Taker {
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
         for (number, ring) in rings.iter_mut().enumerate() {
-            while let Some(chain) = ring.next(wake.memory())? {
+            ring.drain(wake.memory(), |chain| {
                 match number {
                     INFLATE => inflate(&chain.readable, wake.ram),
                     REPORT => report(&chain.writable, wake.ram),
-                    // Deflated: the guest uses the pages again, and they come when they are touched.
+                    // Deflated: the guest uses the pages again, and they come when they are
+                    // touched.
                     _ => {}
                 }
-                ring.give_back(wake.memory(), chain.head, 0)?;
-                ring.tell(wake.memory())?;
-            }
+                Ok(0)
+            })?;
         }
         Ok(())
     }

@@ -151,23 +151,12 @@ struct Queue {
 
 impl Server for Queue {
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
-        for ring in rings {
-            loop {
-                ring.ignore(wake.memory())?;
-                while let Some(chain) = ring.next(wake.memory())? {
-                    let written = request::execute(&self.backend, self.through, &chain);
-                    let written = written.ok_or_else(|| ring.broken("no block request"))?;
-                    ring.give_back(wake.memory(), chain.head, written)?;
-                    // At once: who waits for this one need not wait for the next. A driver that
-                    // has not looked yet is not interrupted again.
-                    ring.tell(wake.memory())?;
-                }
-                if !ring.listen(wake.memory())? {
-                    break;
-                }
-            }
-        }
-        Ok(())
+        let Self { backend, through } = self;
+        rings.iter_mut().try_for_each(|ring| {
+            ring.drain(wake.memory(), |chain| {
+                request::execute(backend, *through, chain).ok_or("no block request")
+            })
+        })
     }
 }
 

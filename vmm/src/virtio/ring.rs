@@ -77,6 +77,28 @@ impl Ring {
         }
     }
 
+    /// Has `serve` do what each chain asks for, until there is none, and gives it back with the
+    /// bytes that were written to it. What is no request of the device's breaks the queue.
+    pub fn drain<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        mut serve: impl FnMut(&Chain<'m>) -> Result<usize, &'static str>,
+    ) -> Result<(), Broken> {
+        loop {
+            self.ignore(memory)?;
+            while let Some(chain) = self.next(memory)? {
+                let written = serve(&chain).map_err(|problem| self.broken(problem))?;
+                self.give_back(memory, chain.head, written)?;
+                // At once: who waits for this one need not wait for the next. A driver that has
+                // not looked yet is not interrupted again.
+                self.tell(memory)?;
+            }
+            if !self.listen(memory)? {
+                return Ok(());
+            }
+        }
+    }
+
     /// The chain that was taken last is taken again by the next call of [`Self::next`].
     pub fn put_back(&mut self) {
         self.queue.go_to_previous_position();
@@ -142,11 +164,17 @@ impl Ring {
 
     /// The driver need not say that there is more.
     pub fn ignore(&mut self, memory: &GuestMemoryMmap) -> Result<(), Broken> {
+        if !self.queue.ready() {
+            return Ok(());
+        }
         self.queue.disable_notification(memory).map_err(|source| self.ring_error(source))
     }
 
     /// The driver is to say when there is more; whether there is more already.
     pub fn listen(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+        if !self.queue.ready() {
+            return Ok(false);
+        }
         let more = self.queue.enable_notification(memory);
         Ok(more.map_err(|source| self.ring_error(source))? && !self.interrupt.is_stopped())
     }

@@ -66,13 +66,8 @@ impl Filler {
 
 impl Server for Filler {
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
-        for ring in rings {
-            while let Some(chain) = ring.next(wake.memory())? {
-                let filled = self.fill(&chain.writable);
-                ring.give_back(wake.memory(), chain.head, filled)?;
-                ring.tell(wake.memory())?;
-            }
-        }
-        Ok(())
+        let serve =
+            |ring: &mut Ring| ring.drain(wake.memory(), |chain| Ok(self.fill(&chain.writable)));
+        rings.iter_mut().try_for_each(serve)
     }
 }
