@@ -1,4 +1,4 @@
-//! Fuzz targets of what the firmware reads from its host.
+//! Fuzz targets of what the firmware reads from its host, and of what the VMM reads from its guest.
 //!
 //! A target is a function that takes any bytes, and panics when the firmware does or when what must
 //! hold does not. `host` is the machine around the firmware and watches what it does, `check` looks
@@ -8,6 +8,7 @@
 
 pub mod check;
 pub mod config;
+pub mod guest;
 mod heap;
 pub mod host;
 pub mod input;
@@ -37,7 +38,7 @@ macro_rules! program {
 pub type Target = fn(&[u8]);
 
 /// All targets by their names, which are those of their corpora.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("directory", targets::directory::run),
     ("table_loader", targets::table_loader::run),
     ("e820", targets::e820::run),
@@ -45,6 +46,9 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("pvh", targets::pvh::run),
     ("placement", targets::placement::run),
     ("pci", targets::pci::run),
+    ("fw_cfg_dma", targets::fw_cfg_dma::run),
+    ("virtio_registers", targets::virtio_registers::run),
+    ("virtio_queues", targets::virtio_queues::run),
 ];
 
 #[cfg(test)]

@@ -2,11 +2,14 @@
 
 pub mod directory;
 pub mod e820;
+pub mod fw_cfg_dma;
 pub mod pci;
 pub mod placement;
 pub mod pvh;
 pub mod setup_header;
 pub mod table_loader;
+pub mod virtio_queues;
+pub mod virtio_registers;
 
 use abi::fw_cfg::{file, key};
 use abi::pci as ids;

@@ -22,6 +22,8 @@ pub const SOCKETS: [&str; 3] = [
     "net/vmw_vsock/vmw_vsock_virtio_transport_common",
     "net/vmw_vsock/vmw_vsock_virtio_transport",
 ];
+/// The console.
+pub const CONSOLE: [&str; 1] = ["drivers/char/virtio_console"];
 /// The balloon.
 pub const BALLOON: [&str; 1] = ["drivers/virtio/virtio_balloon"];
 

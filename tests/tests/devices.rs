@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use regression::busybox::{BALLOON, NETWORK, SOCKETS, host, initramfs, load_on_host};
+use regression::busybox::{BALLOON, CONSOLE, NETWORK, SOCKETS, host, initramfs, load_on_host};
 use regression::machine::{Boot, microvm};
 use regression::products::{kernel, product};
 use regression::program::{Ended, Guest, run};
@@ -248,5 +248,42 @@ fn the_balloon_gives_memory_back() {
         qmp.ask(r#"{"execute":"quit"}"#);
         let ended = guest.end(DEADLINE);
         assert_eq!(ended.status, Some(0), "{ended}");
+    }
+}
+
+/// Answers on the virtio console, then says a lot on it.
+const TALKER: &str = "
+echo console-begins > /dev/hvc0
+read line < /dev/hvc0
+echo you said $line > /dev/hvc0
+stty -F /dev/hvc0 -opost
+seq 1 60000 > /dev/hvc0
+echo console-ends > /dev/hvc0
+";
+
+#[test]
+fn the_console_types_both_ways_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = initramfs(folder.path(), "console", &CONSOLE, TALKER);
+    for boot in [Boot::Firmware, Boot::Direct] {
+        let mut command = Command::new(product("microvm"));
+        command.args(["-M", "microvm,isa-serial=off", "-m", "256M", "-append", "quiet"]);
+        command.arg("-kernel").arg(kernel()).arg("-initrd").arg(&init);
+        command.args(["-nodefaults", "-display", "none", "-chardev", "stdio,id=c"]);
+        command.args(["-device", "virtio-serial-device", "-device", "virtconsole,chardev=c"]);
+        if boot == Boot::Firmware {
+            command.arg("-bios").arg(product("bios-microvm.bin"));
+        }
+        let mut guest = Guest::start(&mut command);
+        guest.wait_for("console-begins", DEADLINE);
+        guest.write(b"hello, guest\n");
+        let ended = guest.end(DEADLINE);
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended}");
+        assert!(ended.stdout.contains("you said hello, guest"), "{ended}");
+        let (_, numbers) = ended.stdout.split_once("you said hello, guest").unwrap();
+        let (numbers, _) = numbers.split_once("console-ends").unwrap();
+        let numbers: Vec<u32> =
+            numbers.split_ascii_whitespace().map(|line| line.parse().unwrap()).collect();
+        assert!(numbers == (1..=60_000).collect::<Vec<u32>>(), "{} numbers", numbers.len());
     }
 }

@@ -128,12 +128,13 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
-    let suites: [(&str, Place, &[&str]); 17] = [
+    let suites: [(&str, Place, &[&str]); 18] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
         ("tiny guests under microvm", payload.into(), &["--package=vmm", "--test=microvm"]),
         ("payload under microvm", payload.into(), &["--package=regression", "--test=payload"]),
+        ("a hostile driver", payload.into(), &["--package=regression", "--test=hostile"]),
         ("memory under microvm", payload.into(), &["--package=regression", "--test=memory"]),
         ("a machine's life", payload.into(), &["--package=regression", "--test=life"]),
         ("consoles", payload.into(), &["--package=regression", "--test=console"]),

@@ -12,6 +12,7 @@ use crate::entry::{self, EntryState};
 use crate::fw_cfg;
 use crate::generation_id;
 use crate::hardware::{self, Console, EXIT_FAILED, EXIT_OK};
+use crate::hostile;
 use crate::mp_table;
 use crate::pvh;
 
@@ -106,6 +107,10 @@ impl Facts {
         }
         if asked("slots") {
             fact("virtio_slots", VirtioSlots);
+        }
+        if asked("hostile") {
+            let verdict = hostile::mistreat_all();
+            self.check("hostile", verdict);
         }
         if asked("echo") {
             echo();

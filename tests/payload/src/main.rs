@@ -20,6 +20,8 @@ mod generation_id;
 #[cfg(firmware)]
 mod hardware;
 #[cfg(firmware)]
+mod hostile;
+#[cfg(firmware)]
 mod mp_table;
 #[cfg(firmware)]
 mod pvh;

@@ -94,9 +94,15 @@ impl Device for Card {
     fn start(&self, features: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
         self.tap.set_offloads(offloads(features))?;
         let merges = features >> VIRTIO_NET_F_MRG_RXBUF & 1 == 1;
-        let server = Box::new(Cable { tap: self.tap.clone(), merges, starved: false });
-        Ok(vec![Work { queues: vec![RECEIVE, TRANSMIT], server }])
+        Ok(vec![work(self.tap.clone(), merges)])
     }
+}
+
+/// The work of moving frames between a driver's queues and `tap`; `merges` says that a frame may be
+/// spread over several chains.
+pub fn work(tap: Arc<Tap>, merges: bool) -> Work {
+    let server = Box::new(Cable { tap, merges, starved: false });
+    Work { queues: vec![RECEIVE, TRANSMIT], server }
 }
 
 /// Who moves the frames, both ways.

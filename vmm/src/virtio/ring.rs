@@ -33,7 +33,8 @@ pub struct Ring {
 const NO_INTERRUPT: u16 = 1;
 
 impl Ring {
-    pub(super) fn new(number: usize, queue: Queue, kick: Event, interrupt: Arc<Interrupt>) -> Self {
+    /// The queue `number`, of which `kick` tells that there is something on it.
+    pub fn new(number: usize, queue: Queue, kick: Event, interrupt: Arc<Interrupt>) -> Self {
         Self { number, queue, kick, interrupt, unannounced: 0 }
     }
 

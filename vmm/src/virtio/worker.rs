@@ -50,7 +50,8 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    pub(super) fn new(name: &'static str, line: Line) -> Self {
+    /// Interrupts of the device `name`, by `line`.
+    pub fn new(name: &'static str, line: Line) -> Self {
         Self {
             name,
             line,

@@ -84,8 +84,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// What behaves like a tap's file: one message is one frame.
-    #[cfg(test)]
+    /// What behaves like a tap's file, for tests: one message is one frame.
     pub fn of(file: File) -> Self {
         Self { file }
     }

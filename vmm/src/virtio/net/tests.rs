@@ -28,9 +28,7 @@ impl Device for Wire {
     }
 
     fn start(&self, _: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
-        let Self { tap, merges } = self;
-        let server = Box::new(Cable { tap: tap.clone(), merges: *merges, starved: false });
-        Ok(vec![Work { queues: vec![RECEIVE, TRANSMIT], server }])
+        Ok(vec![work(self.tap.clone(), self.merges)])
     }
 }
 
