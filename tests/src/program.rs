@@ -114,6 +114,11 @@ impl Guest {
         assert!(self.running.stopped == Stopped::Enough, "no {mark}: {}\n{seen}", self.name);
     }
 
+    /// What it has printed so far.
+    pub fn seen(&self) -> String {
+        String::from_utf8_lossy(&self.running.seen).into_owned()
+    }
+
     /// Writes to its standard input.
     pub fn write(&mut self, bytes: &[u8]) {
         self.running.write(bytes);

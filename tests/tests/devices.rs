@@ -253,12 +253,13 @@ fn the_balloon_gives_memory_back() {
 
 /// Answers on the virtio console, then says a lot on it.
 const TALKER: &str = "
-echo console-begins > /dev/hvc0
-read line < /dev/hvc0
-echo you said $line > /dev/hvc0
-stty -F /dev/hvc0 -opost
-seq 1 60000 > /dev/hvc0
-echo console-ends > /dev/hvc0
+exec 3<>/dev/hvc0
+echo console-begins >&3
+read line <&3
+echo you said $line >&3
+stty -opost <&3
+seq 1 60000 >&3
+echo console-ends >&3
 ";
 
 #[test]

@@ -42,6 +42,7 @@ usage: cargo xtask JOB
   ground [--host auto|kvm|lab]
                    says where guests can run here, and why
   firmware-cost    exits, instructions and memory of our BIOS, qboot and SeaBIOS
+  bench-devices    what requests to devices cost, beside QEMU's microvm, in the lab's clock
   check            formatting, lints and the rules of this repository
   tidy             the rules of this repository alone
 ";
@@ -77,6 +78,7 @@ fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
         "lab" => lab::main(arguments),
         "ground" => ground::main(arguments).map(|()| 0),
         "firmware-cost" => cost::main(&arguments).map(|()| 0),
+        "bench-devices" => test::bench_devices(),
         "check" => check::main().map(|()| 0),
         "tidy" => tidy::main().map(|()| 0),
         "help" | "-h" | "--help" => {

@@ -83,6 +83,7 @@ const QEMU_TESTS: [&str; 9] = [
 const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machines"];
 const DISK: [&str; 2] = ["--package=regression", "--test=disk"];
 const DEVICES: [&str; 2] = ["--package=regression", "--test=devices"];
+const SPEED: [&str; 2] = ["--package=regression", "--test=speed"];
 const COMPARE: [&str; 2] = ["--package=regression", "--test=compare"];
 /// What QEMU needs besides its program and its libraries, where distributions have it: its emulator
 /// as a module, and a microvm's option ROMs.
@@ -155,6 +156,15 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         bail!("--only {only}: no suite has this in its name");
     }
     summarize(&suites)
+}
+
+/// `cargo xtask bench-devices`: what requests to devices cost, beside QEMU's microvm.
+pub fn bench_devices() -> Result<u8> {
+    build::build_all()?;
+    let tests = Tests::fetch(false)?;
+    eprintln!("bench-devices: nine rows for each program, some minutes");
+    let counted = tests.run_in_lab(&SPEED, true, &mut Counts::default())?;
+    Ok(u8::from(!counted))
 }
 
 /// Where a suite runs.
@@ -312,7 +322,7 @@ impl Tests {
             files.extend(self.e2fsprogs.clone());
         }
         files.push(self.busybox.clone());
-        if arguments == COMPARE {
+        if arguments == COMPARE || arguments == SPEED {
             files.push(fetch::qemu()?);
             files.extend(QEMU_FILES.map(PathBuf::from));
         }

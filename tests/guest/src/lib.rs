@@ -10,6 +10,7 @@ pub mod disk;
 pub mod facts;
 pub mod firmware_times;
 pub mod lab;
+pub mod load;
 pub mod mark;
 pub mod modules;
 pub mod mounts;

@@ -3,7 +3,6 @@
 
 pub mod tap;
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
@@ -101,7 +100,8 @@ impl Device for Card {
 /// The work of moving frames between a driver's queues and `tap`; `merges` says that a frame may be
 /// spread over several chains.
 pub fn work(tap: Arc<Tap>, merges: bool) -> Work {
-    let server = Box::new(Cable { tap, merges, starved: false });
+    let overflow = vec![0; FRAME_MAX].into();
+    let server = Box::new(Cable { tap, merges, overflow, waiting: Vec::new(), starved: false });
     Work { queues: vec![RECEIVE, TRANSMIT], server }
 }
 
@@ -110,7 +110,11 @@ struct Cable {
     tap: Arc<Tap>,
     /// A frame may be spread over several chains.
     merges: bool,
-    /// The tap may have frames that there were no buffers for.
+    /// What of a frame did not fit into the first chain.
+    overflow: Box<[u8]>,
+    /// A frame that there were too few chains for.
+    waiting: Vec<u8>,
+    /// The tap may have frames that there were no chains for.
     starved: bool,
 }
 
@@ -155,104 +159,114 @@ impl Cable {
 
     /// Receives at most as many frames as the ring has entries; whether there may be more.
     fn receive(&mut self, ring: &mut Ring, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
-        let mut room = Room::default();
-        let mut left = ring.size();
-        let mut more = true;
         ring.ignore(memory)?;
-        while left > 0 {
-            if !room.grow(ring, memory, if self.merges { FRAME_MAX } else { 1 })? {
-                // Whoever brings buffers is to say so.
-                more = ring.listen(memory)?;
-                self.starved = !more;
+        let mut outcome = Received::Frame;
+        for _ in 0..ring.size() {
+            outcome = self.receive_one(ring, memory)?;
+            if outcome != Received::Frame {
                 break;
             }
-            match self.tap.receive(&room.iovecs(self.merges)) {
-                Ok(count) => room.fill(ring, memory, count)?,
-                // It is empty, or its interface went down.
-                Err(_) => {
-                    (more, self.starved) = (false, false);
-                    break;
-                }
+        }
+        ring.tell(memory)?;
+        match outcome {
+            Received::Frame => Ok(true),
+            Received::NoFrame => {
+                self.starved = false;
+                Ok(false)
             }
-            left -= 1;
-        }
-        room.put_back(ring);
-        if left < ring.size() {
-            ring.tell(memory)?;
-        }
-        Ok(more)
-    }
-}
-
-/// Chains that wait for a frame.
-#[derive(Default)]
-struct Room<'m> {
-    chains: VecDeque<Chain<'m>>,
-    bytes: usize,
-}
-
-impl<'m> Room<'m> {
-    /// Takes chains until there is room for `bytes`; whether there is room for anything.
-    fn grow(
-        &mut self,
-        ring: &mut Ring,
-        memory: &'m GuestMemoryMmap,
-        bytes: usize,
-    ) -> Result<bool, Broken> {
-        while self.bytes < bytes {
-            let Some(chain) = ring.next(memory)? else { break };
-            if chain.writable.len() < HEADER {
-                return Err(ring.broken("no room for a frame's header"));
+            Received::NoRoom => {
+                // Whoever brings buffers is to say so.
+                let more = ring.listen(memory)?;
+                self.starved = !more;
+                Ok(more)
             }
-            self.bytes += chain.writable.len();
-            self.chains.push_back(chain);
         }
-        Ok(!self.chains.is_empty())
     }
 
-    fn iovecs(&self, all: bool) -> Vec<libc::iovec> {
-        let count = if all { self.chains.len() } else { 1 };
-        self.chains
-            .iter()
-            .take(count)
-            .flat_map(|chain| chain.writable.iovecs())
-            .take(1024)
-            .collect()
-    }
-
-    /// Gives the chains back that a frame of `count` bytes has filled.
-    fn fill(
+    fn receive_one(
         &mut self,
         ring: &mut Ring,
         memory: &GuestMemoryMmap,
-        count: usize,
-    ) -> Result<(), Broken> {
-        let mut rest = count;
-        let taken = self.chains.iter().take_while(|chain| {
-            let before = rest;
-            rest = rest.saturating_sub(chain.writable.len());
-            before > 0
-        });
-        let taken = taken.count().max(1);
-        if let Some((_, field)) =
-            self.chains.front().and_then(|first| first.writable.split_at(NUM_BUFFERS))
-        {
-            field.copy_from(&u16::try_from(taken).unwrap_or(u16::MAX).to_le_bytes());
+    ) -> Result<Received, Broken> {
+        if !self.waiting.is_empty() {
+            return self.spread(ring, memory);
         }
-        let mut rest = count;
-        let used = self.chains.drain(..taken).map(|chain| {
-            self.bytes -= chain.writable.len();
-            let length = rest.min(chain.writable.len());
-            rest -= length;
-            (chain.head, length)
-        });
-        let used: Vec<_> = used.collect();
-        ring.give_back_all(memory, &used)
+        let Some(first) = next_chain(ring, memory)? else { return Ok(Received::NoRoom) };
+        // It is empty, or its interface went down.
+        let Ok(count) = self.tap.receive(&first.writable, &mut self.overflow) else {
+            ring.put_back();
+            return Ok(Received::NoFrame);
+        };
+        let room = first.writable.len();
+        if count <= room {
+            set_buffers(&first, 1);
+            ring.give_back(memory, first.head, count)?;
+            return Ok(Received::Frame);
+        }
+        ring.put_back();
+        if !self.merges {
+            // Longer than the driver has said that it takes: it is lost.
+            return Ok(Received::Frame);
+        }
+        self.waiting.resize(room, 0);
+        first.writable.copy_to(&mut self.waiting);
+        self.waiting.extend(self.overflow.get(..count - room).unwrap_or_default());
+        self.spread(ring, memory)
     }
 
-    /// Leaves the other chains for later.
-    fn put_back(self, ring: &mut Ring) {
-        self.chains.iter().for_each(|_| ring.put_back());
+    /// Spreads the frame that waits over as many chains as it takes, if there are so many.
+    fn spread(&mut self, ring: &mut Ring, memory: &GuestMemoryMmap) -> Result<Received, Broken> {
+        let mut chains = Vec::new();
+        let mut room = 0;
+        while room < self.waiting.len() {
+            let Some(chain) = next_chain(ring, memory)? else {
+                chains.iter().for_each(|_| ring.put_back());
+                return Ok(Received::NoRoom);
+            };
+            room += chain.writable.len();
+            chains.push(chain);
+        }
+        let mut rest = self.waiting.as_slice();
+        let fill = |chain: &Chain<'_>| {
+            let count = chain.writable.copy_from(rest);
+            rest = rest.get(count..).unwrap_or_default();
+            (chain.head, count)
+        };
+        let used: Vec<_> = chains.iter().map(fill).collect();
+        if let Some(first) = chains.first() {
+            set_buffers(first, chains.len());
+        }
+        self.waiting.clear();
+        ring.give_back_all(memory, &used)?;
+        Ok(Received::Frame)
+    }
+}
+
+/// What became of an attempt to receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Received {
+    Frame,
+    NoFrame,
+    NoRoom,
+}
+
+/// The next chain with room for a frame's header, at least.
+fn next_chain<'m>(
+    ring: &mut Ring,
+    memory: &'m GuestMemoryMmap,
+) -> Result<Option<Chain<'m>>, Broken> {
+    match ring.next(memory)? {
+        Some(chain) if chain.writable.len() < HEADER => {
+            Err(ring.broken("no room for a frame's header"))
+        }
+        chain => Ok(chain),
+    }
+}
+
+/// Writes down how many chains a frame takes, which the tap does not know.
+fn set_buffers(first: &Chain<'_>, chains: usize) {
+    if let Some((_, field)) = first.writable.split_at(NUM_BUFFERS) {
+        field.copy_from(&u16::try_from(chains).unwrap_or(u16::MAX).to_le_bytes());
     }
 }
 

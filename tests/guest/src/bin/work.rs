@@ -2,11 +2,18 @@
 
 use std::process::ExitCode;
 
+use std::time::Instant;
+
+use guest::load::{self, Pattern};
 use guest::stream::{Address, receive, send};
 
 const USAGE: &str = "\
 usage: guest-work send ADDRESS MIB SEED      sends to who listens there
        guest-work receive ADDRESS MIB        listens there, and receives
+       guest-work disk DEVICE PATTERN DEPTH REQUESTS
+                                             asks a disk: random-read, read, write
+       guest-work ping HOST:PORT ROUNDS      sends a byte to who echoes there, and waits
+       guest-work echo HOST:PORT             sends back what comes there
 An ADDRESS is tcp:HOST:PORT or vsock:CID:PORT.
 ";
 
@@ -31,14 +38,27 @@ fn run(words: &[&str]) -> Result<String, String> {
     match words {
         ["send", to, mib, seed] => {
             let mut stream = address(to)?.connect().map_err(text)?;
+            let start = Instant::now();
             let sum = send(&mut *stream, number(mib)? << 20, number(seed)?).map_err(text)?;
-            Ok(format!("sent {sum}"))
+            Ok(format!("sent {sum}\ntook {} ns", start.elapsed().as_nanos()))
         }
         ["receive", at, mib] => {
             let mut stream = address(at)?.accept().map_err(text)?;
+            let start = Instant::now();
             let sum = receive(&mut *stream, number(mib)? << 20).map_err(text)?;
-            Ok(format!("received {sum}"))
+            Ok(format!("received {sum}\ntook {} ns", start.elapsed().as_nanos()))
         }
+        ["disk", device, pattern, depth, requests] => {
+            let pattern = Pattern::parse(pattern).ok_or_else(|| USAGE.to_owned())?;
+            let (depth, requests) = (number(depth)?, number(requests)?);
+            let time = load::disk(device, pattern, depth, requests).map_err(text)?;
+            Ok(format!("took {} ns", time.as_nanos()))
+        }
+        ["ping", address, rounds] => {
+            let time = load::ping(address, number(rounds)?).map_err(text)?;
+            Ok(format!("took {} ns", time.as_nanos()))
+        }
+        ["echo", address] => load::echo(address).map(|()| "done".into()).map_err(text),
         _ => Err(USAGE.to_owned()),
     }
 }

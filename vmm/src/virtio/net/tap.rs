@@ -155,12 +155,16 @@ impl Tap {
         set(offloads.0).or_else(|_| set(offloads.0 & !Offloads::UFO))
     }
 
-    /// Fills `buffers` with the next frame; its bytes, header included.
-    pub fn receive(&self, buffers: &[libc::iovec]) -> io::Result<usize> {
-        let count = i32::try_from(buffers.len()).unwrap_or(i32::MAX);
-        // SAFETY: the pieces are guest memory, mapped as long as the caller has them, which nothing
-        // of Rust's refers to.
-        let read = unsafe { libc::readv(self.file.as_raw_fd(), buffers.as_ptr(), count) };
+    /// Reads the next frame, header included, into `room`, and what does not fit there into
+    /// `overflow`; its bytes.
+    pub fn receive(&self, room: &Buffers<'_>, overflow: &mut [u8]) -> io::Result<usize> {
+        let mut pieces = room.iovecs();
+        pieces
+            .push(libc::iovec { iov_base: overflow.as_mut_ptr().cast(), iov_len: overflow.len() });
+        let count = i32::try_from(pieces.len()).unwrap_or(i32::MAX);
+        // SAFETY: the pieces are guest memory, which is mapped as long as `room` lives and which
+        // nothing of Rust's refers to, and `overflow`.
+        let read = unsafe { libc::readv(self.file.as_raw_fd(), pieces.as_ptr(), count) };
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
