@@ -12,7 +12,7 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_msi,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 
 use crate::accel::{self, broken};
 use crate::acpi;
@@ -252,16 +252,24 @@ impl Messages for Injector {
 struct Doorbells(Arc<VmFd>);
 
 impl virtio::Doorbells for Doorbells {
-    fn attach(&self, address: u64, queue: u32, event: &virtio::Event) -> io::Result<()> {
-        let event = event.to_event_fd()?;
-        Ok(self.0.register_ioevent(&event, &IoEventAddress::Mmio(address), queue)?)
+    fn attach(&self, address: u64, value: Option<u32>, event: &virtio::Event) -> io::Result<()> {
+        let (event, address) = (event.to_event_fd()?, IoEventAddress::Mmio(address));
+        match value {
+            Some(value) => self.0.register_ioevent(&event, &address, value)?,
+            None => self.0.register_ioevent(&event, &address, NoDatamatch)?,
+        }
+        Ok(())
     }
 
-    fn detach(&self, address: u64, queue: u32, event: &virtio::Event) {
+    fn detach(&self, address: u64, value: Option<u32>, event: &virtio::Event) {
+        let (Ok(event), address) = (event.to_event_fd(), IoEventAddress::Mmio(address)) else {
+            return;
+        };
         // What was not attached is refused.
-        let _ = event
-            .to_event_fd()
-            .map(|event| self.0.unregister_ioevent(&event, &IoEventAddress::Mmio(address), queue));
+        let _ = match value {
+            Some(value) => self.0.unregister_ioevent(&event, &address, value),
+            None => self.0.unregister_ioevent(&event, &address, NoDatamatch),
+        };
     }
 }
 

@@ -106,12 +106,13 @@ pub trait Server: Send {
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake) -> Result<(), Broken>;
 }
 
-/// Has notifications of drivers reach an event descriptor without leaving the kernel.
+/// Has what drivers write reach an event descriptor without leaving the kernel.
 pub trait Doorbells: Send + Sync {
-    /// From now on a write of `queue` to `address` makes `event` readable, and no exit.
-    fn attach(&self, address: u64, queue: u32, event: &Event) -> io::Result<()>;
+    /// From now on a write of `value`, or of anything, to `address` makes `event` readable, and no
+    /// exit to this program.
+    fn attach(&self, address: u64, value: Option<u32>, event: &Event) -> io::Result<()>;
     /// No longer.
-    fn detach(&self, address: u64, queue: u32, event: &Event);
+    fn detach(&self, address: u64, value: Option<u32>, event: &Event);
 }
 
 /// Why a device cannot be made.

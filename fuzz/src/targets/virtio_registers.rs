@@ -17,11 +17,11 @@ const ACCESSES_MAX: usize = 200;
 struct NoDoorbells;
 
 impl Doorbells for NoDoorbells {
-    fn attach(&self, _: u64, _: u32, _: &Event) -> std::io::Result<()> {
+    fn attach(&self, _: u64, _: Option<u32>, _: &Event) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    fn detach(&self, _: u64, _: u32, _: &Event) {}
+    fn detach(&self, _: u64, _: Option<u32>, _: &Event) {}
 }
 
 /// An access: what it does, to which register, with what.

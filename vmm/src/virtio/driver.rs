@@ -38,11 +38,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 struct NoDoorbells;
 
 impl Doorbells for NoDoorbells {
-    fn attach(&self, _: u64, _: u32, _: &Event) -> std::io::Result<()> {
+    fn attach(&self, _: u64, _: Option<u32>, _: &Event) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    fn detach(&self, _: u64, _: u32, _: &Event) {}
+    fn detach(&self, _: u64, _: Option<u32>, _: &Event) {}
 }
 
 pub struct Driver {

@@ -148,7 +148,7 @@ impl Transport {
             VIRTIO_MMIO_DEVICE_FEATURES => half(self.features(), state.device_features_select),
             VIRTIO_MMIO_QUEUE_NUM_MAX => state.queue().map_or(0, |queue| queue.max_size().into()),
             VIRTIO_MMIO_QUEUE_READY => state.queue().map_or(0, |queue| queue.ready().into()),
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.read_status(),
             VIRTIO_MMIO_STATUS if self.interrupt.is_broken() => {
                 state.status | VIRTIO_CONFIG_S_NEEDS_RESET
             }
@@ -222,12 +222,15 @@ impl Transport {
                 let kick = Event::new().map_err(Broken::Thread)?;
                 if queue.ready() {
                     // What KVM does not take leaves the guest, and comes by `notify`.
-                    let _ = self.doorbells.attach(self.doorbell(), wide(number), &kick);
+                    let _ = self.doorbells.attach(self.doorbell(), Some(wide(number)), &kick);
                     kicks.insert(number, kick.clone());
                 }
                 rings.push(Ring::new(number, queue, kick, self.interrupt.clone()));
             }
             workers.start(server, rings, self.ram.clone()).map_err(Broken::Thread)?;
+        }
+        if let Some(event) = self.interrupt.acknowledgement() {
+            let _ = self.doorbells.attach(self.acknowledgement(), None, event);
         }
         Ok(Running { kicks, _workers: workers })
     }
@@ -237,12 +240,20 @@ impl Transport {
         self.address + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY)
     }
 
+    /// Where they write what they have seen.
+    fn acknowledgement(&self) -> u64 {
+        self.address + u64::from(VIRTIO_MMIO_INTERRUPT_ACK)
+    }
+
     /// As after power on (section 2.1.2), when all that is being done is done.
     fn reset(&self) {
         let mut state = self.lock();
         if let Some(running) = state.running.take() {
             for (number, kick) in &running.kicks {
-                self.doorbells.detach(self.doorbell(), wide(*number), kick);
+                self.doorbells.detach(self.doorbell(), Some(wide(*number)), kick);
+            }
+            if let Some(event) = self.interrupt.acknowledgement() {
+                self.doorbells.detach(self.acknowledgement(), None, event);
             }
         }
         state.queues = power_on(&*self.device);

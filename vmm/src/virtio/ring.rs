@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
@@ -28,6 +29,10 @@ pub struct Ring {
     /// Chains that were given back, and that the driver was not told of.
     unannounced: u16,
 }
+
+/// How long requests may take together before the driver is told of those that are done: one that
+/// takes this long is told of at once.
+const TOGETHER: Duration = Duration::from_micros(50);
 
 /// The driver's flag that it wants to hear of nothing (section 2.7.6).
 const NO_INTERRUPT: u16 = 1;
@@ -85,15 +90,23 @@ impl Ring {
         memory: &'m GuestMemoryMmap,
         mut serve: impl FnMut(&Chain<'m>) -> Result<usize, &'static str>,
     ) -> Result<(), Broken> {
+        // When the first of those began that the driver has not heard of.
+        let mut first: Option<Instant> = None;
         loop {
             self.ignore(memory)?;
             while let Some(chain) = self.next(memory)? {
+                let since = *first.get_or_insert_with(Instant::now);
                 let written = serve(&chain).map_err(|problem| self.broken(problem))?;
                 self.give_back(memory, chain.head, written)?;
-                // At once: who waits for this one need not wait for the next. A driver that has
-                // not looked yet is not interrupted again.
-                self.tell(memory)?;
+                // Who waits for this one does not wait long for the next; one interrupt for many
+                // saves the guest more than that.
+                if since.elapsed() > TOGETHER {
+                    self.tell(memory)?;
+                    first = None;
+                }
             }
+            self.tell(memory)?;
+            first = None;
             if !self.listen(memory)? {
                 return Ok(());
             }

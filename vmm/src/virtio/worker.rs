@@ -7,8 +7,8 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::buffer::spare_capacity;
@@ -37,16 +37,27 @@ pub struct Work {
 /// How a device tells its driver that something happened.
 ///
 /// Interrupts are edges: the driver reads their status, acknowledges that, and then looks at the
-/// rings, so nothing that came before is missed.
+/// rings, so nothing that came before is missed. KVM takes the acknowledgement without an exit to
+/// this program, as an event: what it was about is what the driver had read.
 pub struct Interrupt {
     name: &'static str,
     line: Line,
-    status: AtomicU32,
+    status: Mutex<Status>,
+    acknowledged: Option<Event>,
     generation: AtomicU32,
     stopped: AtomicBool,
     broken: AtomicBool,
     // It is told once.
     told: AtomicBool,
+}
+
+/// Reasons of interrupts (section 4.2.2, InterruptStatus).
+#[derive(Clone, Copy, Default)]
+struct Status {
+    /// Those that the driver has not read.
+    new: u32,
+    /// Those that it has read, and not acknowledged.
+    read: u32,
 }
 
 impl Interrupt {
@@ -55,7 +66,9 @@ impl Interrupt {
         Self {
             name,
             line,
-            status: AtomicU32::new(0),
+            status: Mutex::default(),
+            // Without one, an acknowledgement is an exit.
+            acknowledged: Event::new().ok(),
             generation: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
             broken: AtomicBool::new(false),
@@ -65,7 +78,8 @@ impl Interrupt {
 
     /// As after power on.
     pub(super) fn reset(&self) {
-        self.status.store(0, Ordering::SeqCst);
+        *self.lock() = Status::default();
+        self.take_acknowledgement();
         self.stopped.store(false, Ordering::SeqCst);
         self.broken.store(false, Ordering::SeqCst);
     }
@@ -82,8 +96,22 @@ impl Interrupt {
     }
 
     fn raise(&self, reason: u32) {
-        self.status.fetch_or(reason, Ordering::SeqCst);
+        self.lock().new |= reason;
         (self.line)();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What happens when the driver acknowledges what it has read.
+    pub(super) fn acknowledgement(&self) -> Option<&Event> {
+        self.acknowledged.as_ref()
+    }
+
+    /// Whether the driver has acknowledged since the last call.
+    fn take_acknowledgement(&self) -> bool {
+        self.acknowledged.as_ref().is_some_and(Event::take)
     }
 
     /// The device does nothing more until it is reset.
@@ -106,12 +134,22 @@ impl Interrupt {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    pub(super) fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+    /// The driver reads why it was interrupted.
+    pub(super) fn read_status(&self) -> u32 {
+        let acknowledged = self.take_acknowledgement();
+        let mut status = self.lock();
+        if acknowledged {
+            status.read = 0;
+        }
+        status.read |= std::mem::take(&mut status.new);
+        status.read
     }
 
+    /// The driver acknowledges these, and KVM did not take it.
     pub(super) fn acknowledge(&self, reasons: u32) {
-        self.status.fetch_and(!reasons, Ordering::SeqCst);
+        let mut status = self.lock();
+        status.new &= !reasons;
+        status.read &= !reasons;
     }
 
     pub(super) fn generation(&self) -> u32 {
@@ -149,6 +187,11 @@ impl Event {
     pub fn happen(&self) {
         // A full counter refuses, and is seen all the same.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Whether it has happened since the last call.
+    fn take(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 
     /// The same event in the type that interfaces of the kernel want.
