@@ -158,13 +158,32 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     summarize(&suites)
 }
 
+/// How long the lab takes for the table, several times over, and how often that is tried.
+const BENCH_LIMIT: Duration = Duration::from_secs(200);
+const BENCH_TRIES: u32 = 4;
+
 /// `cargo xtask bench-devices`: what requests to devices cost, beside QEMU's microvm.
+///
+/// An emulator that counts instructions may stop for good (docs/lab.md), and does so again where
+/// all is the same: with a little more memory it is not.
 pub fn bench_devices() -> Result<u8> {
     build::build_all()?;
     let tests = Tests::fetch(false)?;
-    eprintln!("bench-devices: nine rows for each program, some minutes");
-    let counted = tests.run_in_lab(&SPEED, true, &mut Counts::default())?;
-    Ok(u8::from(!counted))
+    let mut lab_run = tests.lab_run(&SPEED, true)?;
+    lab_run.timeout = BENCH_LIMIT;
+    for attempt in 1..=BENCH_TRIES {
+        eprintln!("bench-devices: nine rows for each program, about two minutes");
+        match lab::capture(&lab_run) {
+            Ok(outcome) => {
+                print!("{}", String::from_utf8_lossy(&outcome.stdout));
+                return Ok(u8::from(outcome.status != 0));
+            }
+            Err(error) if attempt == BENCH_TRIES => return Err(error),
+            Err(error) => eprintln!("bench-devices: {error:#}; once more, with more memory"),
+        }
+        lab_run.memory_mib += 64;
+    }
+    Ok(1)
 }
 
 /// Where a suite runs.
@@ -307,6 +326,15 @@ impl Tests {
 
     /// Runs the test program itself in the lab: one start of the lab for the whole suite.
     fn run_in_lab(&self, arguments: &[&str], icount: bool, counts: &mut Counts) -> Result<bool> {
+        let outcome = lab::capture(&self.lab_run(arguments, icount)?)?;
+        let output = String::from_utf8_lossy(&outcome.stdout);
+        print!("{output}");
+        output.lines().for_each(|line| counts.read(line));
+        Ok(outcome.status == 0)
+    }
+
+    /// A test program in the lab, with all that it needs.
+    fn lab_run(&self, arguments: &[&str], icount: bool) -> Result<LabRun> {
         let program = test_program(arguments)?;
         let mut lab_run = LabRun::new([program.into_os_string(), "--test-threads=1".into()]);
         lab_run.icount = icount;
@@ -331,11 +359,7 @@ impl Tests {
                 lab_run.files.push(Carried { host: file.clone(), guest: file });
             }
         }
-        let outcome = lab::capture(&lab_run)?;
-        let output = String::from_utf8_lossy(&outcome.stdout);
-        print!("{output}");
-        output.lines().for_each(|line| counts.read(line));
-        Ok(outcome.status == 0)
+        Ok(lab_run)
     }
 }
 
