@@ -1,6 +1,7 @@
-//! Fuzz targets of what the firmware reads from its host, and of what the VMM reads from its guest.
+//! Fuzz targets of what the firmware and the VMM are told by strangers.
 //!
-//! A target is a function that takes any bytes, and panics when the firmware does or when what must
+//! That is the host to the firmware, and the guest to the VMM. A target is a function that takes
+//! any bytes, and panics when the firmware does or when what must
 //! hold does not. `host` is the machine around the firmware and watches what it does, `check` looks
 //! at what a kernel would find, `tables` does the table-loader's work a second time, `seeds` has
 //! inputs written by hand. The programs in `fuzz_targets` run a target under the engine; the tests

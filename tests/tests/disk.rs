@@ -1,4 +1,6 @@
-//! Disks under a distribution's kernel: a root file system, order, errors, and what survives.
+//! Disks under a distribution's kernel.
+//!
+//! A root file system, the order of disks, errors, and what survives a kill.
 //!
 //! Needs a /dev/kvm that runs kernel code natively, and root: the nested lab has both.
 

@@ -1,5 +1,6 @@
-//! A guest that misuses every virtio device: the devices stop or answer, the others and the VMM go
-//! on.
+//! A guest that misuses every virtio device.
+//!
+//! The devices stop or answer; the others and the VMM go on.
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
-//! What requests to devices cost, beside QEMU's microvm: `cargo xtask bench-devices`.
+//! What requests to devices cost, beside QEMU's microvm.
+//!
+//! `cargo xtask bench-devices` runs this.
 //!
 //! Runs in the nested lab, whose clock counts the instructions of the host's kernel, the VMM and
 //! the guest together. Both programs have the same guest, image and bridge, one after the other.

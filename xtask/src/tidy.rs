@@ -21,7 +21,7 @@ const LINE_WIDTH: usize = 100;
 const TAGLINE_WIDTH: usize = 80;
 
 /// The files that may contain unsafe code. A new one is a decision: think twice, then add it.
-const UNSAFE_FILES: [&str; 16] = [
+const UNSAFE_FILES: [&str; 20] = [
     "firmware/src/clock.rs",
     "firmware/src/entry.rs",
     "firmware/src/hardware.rs",
@@ -38,6 +38,10 @@ const UNSAFE_FILES: [&str; 16] = [
     "vmm/src/memory/mapping.rs",
     "vmm/src/signals.rs",
     "vmm/src/vcpu.rs",
+    "vmm/src/virtio/block/lock.rs",
+    "vmm/src/virtio/buffers.rs",
+    "vmm/src/virtio/net/tap.rs",
+    "vmm/src/virtio/worker.rs",
 ];
 
 /// What no file contains, and why. Each is put together here, so that this file passes too.

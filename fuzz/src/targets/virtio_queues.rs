@@ -1,5 +1,6 @@
-//! Queues of each virtio device, as a driver may fill them: chains of any shape, rings that change
-//! while they are worked on.
+//! Queues of each virtio device, as any driver may fill them.
+//!
+//! Chains are of any shape, and rings change while they are worked on.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The registers of a virtio device on MMIO, with the threads that a driver's readiness starts.
+//! The registers of virtio devices, and the threads behind them.
 
 use std::sync::Arc;
 

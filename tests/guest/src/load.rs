@@ -1,4 +1,6 @@
-//! Requests to a disk past the guest's page cache, so many at a time; and round trips over TCP.
+//! Requests to a disk, so many at a time; round trips over TCP.
+//!
+//! The disk is read and written past the guest's page cache.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! Bytes through a connection: one end sends, the other receives, and both say what it was.
+//! Bytes through a connection: both ends say what they were.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

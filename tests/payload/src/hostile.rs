@@ -1,4 +1,4 @@
-//! A virtio driver that does what none may, to each device there is, and then what all do.
+//! A virtio driver that does what none may, and then what all do.
 //!
 //! After each misdeed the device may have answered or have stopped; it is reset, and must be as
 //! new. In the end the disk and the entropy device must still work (VIRTIO 1.2, sections 2.1 and
@@ -61,6 +61,17 @@ const GLANCE: u64 = 10_000_000;
 const BLOCK: u32 = 2;
 const ENTROPY: u32 = 4;
 
+/// A queue's number as a register takes it.
+fn number(queue: u64) -> u32 {
+    halves(queue)[0]
+}
+
+/// The lower and the upper half.
+fn halves(value: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+    [[a, b, c, d], [e, f, g, h]].map(u32::from_le_bytes)
+}
+
 fn write16(address: u64, value: u16) {
     for (at, byte) in (address..).zip(value.to_le_bytes()) {
         mmio_write8(at, byte);
@@ -82,10 +93,10 @@ impl Device {
 
     fn queues(self) -> u64 {
         let has = |queue: &u64| {
-            self.write(register::QUEUE_SELECT, *queue as u32);
+            self.write(register::QUEUE_SELECT, number(*queue));
             self.read(register::QUEUE_SIZE_MAX) >= 8
         };
-        (0..QUEUES_MAX).take_while(has).count() as u64
+        (0..QUEUES_MAX).find(|queue| !has(queue)).unwrap_or(QUEUES_MAX)
     }
 
     /// Resets it; whether it is as new.
@@ -118,15 +129,16 @@ impl Device {
 
     fn set_up(self, queue: u64, rings: u64) {
         let max = self.read(register::QUEUE_SIZE_MAX);
-        self.write(register::QUEUE_SELECT, queue as u32);
+        self.write(register::QUEUE_SELECT, number(queue));
         self.write(register::QUEUE_SIZE, max.min(ENTRIES.into()));
         for (register, address) in [
             (register::DESC, rings),
             (register::AVAIL, rings + AVAIL),
             (register::USED, rings + USED),
         ] {
-            self.write(register, address as u32);
-            self.write(register + 4, (address >> 32) as u32);
+            let [low, high] = halves(address);
+            self.write(register, low);
+            self.write(register + 4, high);
         }
         self.write(register::QUEUE_READY, 1);
     }
@@ -136,7 +148,7 @@ impl Device {
         let ring = RINGS + QUEUE * queue + AVAIL;
         write16(ring + 4, head);
         write16(ring + 2, index);
-        self.write(register::NOTIFY, queue as u32);
+        self.write(register::NOTIFY, number(queue));
     }
 
     /// Waits for so long until the device has used something or has stopped.
@@ -163,8 +175,9 @@ enum Outcome {
 
 fn descriptor(queue: u64, index: u64, address: u64, length: u32, flags: u16, next: u16) {
     let at = RINGS + QUEUE * queue + 16 * index;
-    mmio_write32(at, address as u32);
-    mmio_write32(at + 4, (address >> 32) as u32);
+    let [low, high] = halves(address);
+    mmio_write32(at, low);
+    mmio_write32(at + 4, high);
     mmio_write32(at + 8, length);
     write16(at + 12, flags);
     write16(at + 14, next);
@@ -217,7 +230,7 @@ const MISDEEDS: [Misdeed; 17] = [
         device.offer(queue, 0, 1);
     }),
     ("rings_move", |device, queue| {
-        device.write(register::QUEUE_SELECT, queue as u32);
+        device.write(register::QUEUE_SELECT, number(queue));
         for register in [register::DESC, register::AVAIL, register::USED, register::QUEUE_SIZE] {
             device.write(register, 0xffff_f000);
             device.write(register + 4, 7);
@@ -227,7 +240,7 @@ const MISDEEDS: [Misdeed; 17] = [
     }),
     ("queue_goes", |device, queue| {
         device.offer(queue, 0, 1);
-        device.write(register::QUEUE_SELECT, queue as u32);
+        device.write(register::QUEUE_SELECT, number(queue));
         device.write(register::QUEUE_READY, 0);
     }),
     ("chains_change", |device, queue| {
@@ -244,8 +257,8 @@ const MISDEEDS: [Misdeed; 17] = [
         }
     }),
     ("notify_storm", |device, queue| {
-        for number in 0..3000_u32 {
-            device.write(register::NOTIFY, if number % 3 == 0 { number } else { queue as u32 });
+        for any in 0..3000_u32 {
+            device.write(register::NOTIFY, if any % 3 == 0 { any } else { number(queue) });
         }
     }),
     ("reset_in_between", |device, queue| {

@@ -1,5 +1,7 @@
-//! The memory balloon (section 5.5): the guest gives memory back that it is asked for, and, with
-//! free-page reporting, what it has no use for anyway.
+//! The memory balloon (section 5.5).
+//!
+//! The guest gives memory back that it is asked for, and, with free-page reporting, what it has no
+//! use for anyway.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,6 @@
-//! The console device (section 5.3) with one port, hvc0 under Linux: a character device without
-//! the exits of a UART.
+//! The console device (section 5.3) with one port, hvc0 under Linux.
+//!
+//! It is a character device without the exits of a UART.
 //!
 //! Output that the reader does not take stays in the guest's buffers, and input that the guest does
 //! not take stays with its sender: neither is lost, and nobody but the console waits.

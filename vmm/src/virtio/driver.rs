@@ -1,4 +1,4 @@
-//! A driver for tests: it uses a device's registers and queues as a guest's would, or worse.
+//! A driver for tests, as a guest's would be, or worse.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

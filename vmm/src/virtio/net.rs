@@ -1,5 +1,7 @@
-//! The network device (section 5.1) on a [`tap`]: the guest's frames and the host's, each with a
-//! header that says what was left undone, checksums and segments, for who gets it.
+//! The network device (section 5.1) on a [`tap`].
+//!
+//! Each frame of the guest's and of the host's has a header that says what was left undone,
+//! checksums and segments, for who gets it.
 
 pub mod tap;
 

@@ -1,6 +1,7 @@
-//! The socket device (section 5.10), served by the host's kernel (vhost-vsock): this program sets
-//! it up, and passes its interrupts on. Guest and host reach each other by AF_VSOCK, the guest as
-//! its context identifier, the host as 2.
+//! The socket device (section 5.10), served by the host's kernel.
+//!
+//! This program sets vhost-vsock up, and passes its interrupts on. Guest and host reach each other
+//! by AF_VSOCK, the guest as its context identifier, the host as 2.
 
 use std::io;
 use std::sync::Arc;

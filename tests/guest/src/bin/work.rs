@@ -1,4 +1,6 @@
-//! Work for a guest's devices, and for the other end of a connection, to be called by scripts.
+//! Work for a guest's devices, to be called by scripts.
+//!
+//! The other end of a connection, on the host, calls it too.
 
 use std::process::ExitCode;
 

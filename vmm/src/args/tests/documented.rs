@@ -56,7 +56,7 @@ const LINES: &[(&str, Outcome)] = &[
         Taken,
     ),
     (
-        "-M microvm -kernel k -drive id=test,file=test.img,format=raw,if=none,cache=none,aio=native \
+        "-M microvm -kernel k -drive id=test,file=t.img,format=raw,if=none,cache=none,aio=native \
           -device virtio-blk-device,drive=test,serial=s,num-queues=2",
         Taken,
     ),
@@ -67,7 +67,8 @@ const LINES: &[(&str, Outcome)] = &[
     ),
     (
         "-M microvm -kernel k -blockdev \
-          {\"driver\":\"raw\",\"node-name\":\"d\",\"file\":{\"driver\":\"file\",\"filename\":\"x\"}} \
+          {\"driver\":\"raw\",\"node-name\":\"d\",\"file\":{\"driver\":\"file\",\
+          \"filename\":\"x\"}} \
           -device {\"driver\":\"virtio-blk-device\",\"drive\":\"d\"}",
         Taken,
     ),

@@ -1,4 +1,6 @@
-//! A request to a disk (section 5.2.6): a header, data or not, and a byte for the outcome.
+//! A request to a disk (section 5.2.6).
+//!
+//! It has a header, data or not, and a byte for the outcome.
 
 use std::io;
 use std::sync::atomic::Ordering;

@@ -1,3 +1,5 @@
+//! Requests as drivers make them, and their images afterwards.
+
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use proptest::prelude::*;
