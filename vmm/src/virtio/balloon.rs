@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
@@ -36,8 +36,8 @@ pub struct Balloon {
     target: AtomicU32,
     /// Pages that it holds, as the driver says.
     actual: AtomicU32,
-    // Where a change of the target is told, while there is a driver.
-    interrupt: Mutex<Option<Arc<Interrupt>>>,
+    // Where a change of the target is told, while there is a driver: of a machine that may be gone.
+    interrupt: Mutex<Weak<Interrupt>>,
     listener: OnceLock<Listener>,
 }
 
@@ -49,7 +49,7 @@ impl Balloon {
             memory,
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
-            interrupt: Mutex::new(None),
+            interrupt: Mutex::new(Weak::new()),
             listener: OnceLock::new(),
         }
     }
@@ -70,7 +70,7 @@ impl Balloon {
     pub fn ask(&self, memory: u64) -> bool {
         let pages = self.memory.saturating_sub(memory) / PAGE;
         self.target.store(u32::try_from(pages).unwrap_or(u32::MAX), Ordering::SeqCst);
-        match &*self.interrupt.lock().unwrap_or_else(PoisonError::into_inner) {
+        match self.interrupt.lock().unwrap_or_else(PoisonError::into_inner).upgrade() {
             Some(interrupt) => {
                 interrupt.configuration_changed();
                 true
@@ -123,7 +123,7 @@ impl Device for Balloon {
         // A new driver begins with an empty balloon.
         self.actual.store(0, Ordering::SeqCst);
         let mut current = self.interrupt.lock().unwrap_or_else(PoisonError::into_inner);
-        *current = Some(interrupt.clone());
+        *current = Arc::downgrade(interrupt);
         let queues = (0..self.queues().len()).collect();
         Ok(vec![Work { queues, server: Box::new(Taker) }])
     }
