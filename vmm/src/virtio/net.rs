@@ -191,7 +191,7 @@ impl Cable {
         memory: &GuestMemoryMmap,
     ) -> Result<Received, Broken> {
         if !self.waiting.is_empty() {
-            return self.spread(ring, memory);
+            return self.give_waiting(ring, memory);
         }
         let Some(first) = next_chain(ring, memory)? else { return Ok(Received::NoRoom) };
         // It is empty, or its interface went down.
@@ -205,43 +205,80 @@ impl Cable {
             ring.give_back(memory, first.head, count)?;
             return Ok(Received::Frame);
         }
-        ring.put_back();
         if !self.merges {
             // Longer than the driver has said that it takes: it is lost.
+            ring.put_back();
             return Ok(Received::Frame);
         }
+        let overflow = self.overflow.get(..count - room).unwrap_or_default();
+        let mut chains = vec![first];
+        if gather(&mut chains, ring, memory, count)? {
+            give(&chains, room, overflow, ring, memory)?;
+            return Ok(Received::Frame);
+        }
+        // All of it waits, what is in the guest's memory too: that is the guest's again.
         self.waiting.resize(room, 0);
-        first.writable.copy_to(&mut self.waiting);
-        self.waiting.extend(self.overflow.get(..count - room).unwrap_or_default());
-        self.spread(ring, memory)
+        if let Some(first) = chains.first() {
+            first.writable.copy_to(&mut self.waiting);
+        }
+        self.waiting.extend(overflow);
+        chains.iter().for_each(|_| ring.put_back());
+        Ok(Received::NoRoom)
     }
 
-    /// Spreads the frame that waits over as many chains as it takes, if there are so many.
-    fn spread(&mut self, ring: &mut Ring, memory: &GuestMemoryMmap) -> Result<Received, Broken> {
+    /// Gives the frame that waits to as many chains as it takes, if there are so many.
+    fn give_waiting(
+        &mut self,
+        ring: &mut Ring,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Received, Broken> {
         let mut chains = Vec::new();
-        let mut room = 0;
-        while room < self.waiting.len() {
-            let Some(chain) = next_chain(ring, memory)? else {
-                chains.iter().for_each(|_| ring.put_back());
-                return Ok(Received::NoRoom);
-            };
-            room += chain.writable.len();
-            chains.push(chain);
+        if !gather(&mut chains, ring, memory, self.waiting.len())? {
+            chains.iter().for_each(|_| ring.put_back());
+            return Ok(Received::NoRoom);
         }
-        let mut rest = self.waiting.as_slice();
-        let fill = |chain: &Chain<'_>| {
-            let count = chain.writable.copy_from(rest);
-            rest = rest.get(count..).unwrap_or_default();
-            (chain.head, count)
-        };
-        let used: Vec<_> = chains.iter().map(fill).collect();
-        if let Some(first) = chains.first() {
-            set_buffers(first, chains.len());
-        }
+        give(&chains, 0, &self.waiting, ring, memory)?;
         self.waiting.clear();
-        ring.give_back_all(memory, &used)?;
         Ok(Received::Frame)
     }
+}
+
+/// Takes chains until all have room for so many bytes; whether there were enough.
+fn gather<'m>(
+    chains: &mut Vec<Chain<'m>>,
+    ring: &mut Ring,
+    memory: &'m GuestMemoryMmap,
+    bytes: usize,
+) -> Result<bool, Broken> {
+    let mut room: usize = chains.iter().map(|chain| chain.writable.len()).sum();
+    while room < bytes {
+        let Some(chain) = next_chain(ring, memory)? else { return Ok(false) };
+        room += chain.writable.len();
+        chains.push(chain);
+    }
+    Ok(true)
+}
+
+/// Gives a frame to these chains, the first `there` bytes of which are in the first one already.
+fn give(
+    chains: &[Chain<'_>],
+    there: usize,
+    mut bytes: &[u8],
+    ring: &mut Ring,
+    memory: &GuestMemoryMmap,
+) -> Result<(), Broken> {
+    let mut used = Vec::with_capacity(chains.len());
+    let whole = usize::from(there > 0);
+    used.extend(chains.iter().take(whole).map(|chain| (chain.head, there)));
+    for chain in chains.iter().skip(whole) {
+        let count = chain.writable.copy_from(bytes);
+        bytes = bytes.get(count..).unwrap_or_default();
+        used.push((chain.head, count));
+    }
+    if let Some(first) = chains.first() {
+        set_buffers(first, chains.len());
+    }
+    ring.give_back_all(memory, &used)
 }
 
 /// What became of an attempt to receive.

@@ -99,6 +99,31 @@ fn a_frame_is_spread_over_chains_and_seen_at_once() {
 }
 
 #[test]
+fn a_frame_waits_whole_for_the_chains_that_it_takes() {
+    let (driver, host) = driver(true);
+    for chain in 0..4 {
+        driver.descriptor_of(0, chain, BUFFER + 0x1000 * chain, 400, WRITE, 0);
+    }
+    driver.offer_next(0, 0);
+    driver.offer_next(0, 1);
+    let sent = frame(1300);
+    host.send(&sent).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(driver.used_index(0), 0, "there are too few");
+    driver.offer_next(0, 2);
+    driver.offer_next(0, 3);
+    driver.used(0, 4);
+    let mut got = Vec::new();
+    for (chain, length) in [400, 400, 400, 100].into_iter().enumerate() {
+        let mut bytes = vec![0; length];
+        driver.ram.read(BUFFER + 0x1000 * chain as u64, &mut bytes).unwrap();
+        got.extend(bytes);
+    }
+    assert_eq!(got[10..12], [4, 0]);
+    assert_eq!(got[12..], sent[12..]);
+}
+
+#[test]
 fn without_merging_each_frame_has_its_chain() {
     let (driver, host) = driver(false);
     driver.descriptor_of(0, 0, BUFFER, 12, WRITE | NEXT, 1);
