@@ -70,7 +70,9 @@ fn measure_in_lab(guest: &Guest) -> Result<()> {
     for file in products.iter().chain([&guest.kernel, &guest.initrd]) {
         lab_run.files.push(Carried { host: file.clone(), guest: file.clone() });
     }
-    match lab::run(&lab_run)? {
+    let outcome = lab::capture(&lab_run)?;
+    print!("{}", String::from_utf8_lossy(&outcome.stdout));
+    match outcome.status {
         0 => Ok(()),
         status => bail!("the boot in the lab ended with status {status}"),
     }

@@ -5,6 +5,7 @@
 //! libraries travel in the initramfs; its output comes back over serial ports.
 
 mod carry;
+mod clock;
 mod machine;
 mod options;
 
@@ -23,11 +24,13 @@ use crate::{build, fetch, process, workspace};
 
 /// Seconds of wall time that a command gets when nobody says otherwise.
 const TIMEOUT_S: u64 = 600;
+/// How often a lab that stands still is tried.
+const TRIES: u32 = 4;
 /// Memory of the lab's machine when nobody says otherwise.
 const MEMORY_MIB: u32 = 2048;
 
 /// A command to run in the lab.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LabRun {
     /// The program, looked up as the shell does, and its arguments.
     pub command: Vec<OsString>,
@@ -97,9 +100,21 @@ pub fn run(lab_run: &LabRun) -> Result<i32> {
     start(lab_run, machine::Stdout::Pass).map(|outcome| outcome.status)
 }
 
-/// Runs a command and keeps its standard output; its standard error is passed through.
+/// Runs a command and keeps its standard output; its standard error is passed through. When the
+/// lab stands still, says so and tries again with a little more memory: where all is the same, it
+/// would stop at the same instruction.
 pub fn capture(lab_run: &LabRun) -> Result<Outcome> {
-    start(lab_run, machine::Stdout::Keep)
+    let mut lab_run = lab_run.clone();
+    for _ in 1..TRIES {
+        match start(&lab_run, machine::Stdout::Keep) {
+            Err(error) if error.is::<clock::Standstill>() => {
+                lab_run.memory_mib += 64;
+                eprintln!("lab: {error:#}; once more, with {} MiB", lab_run.memory_mib);
+            }
+            outcome => return outcome,
+        }
+    }
+    start(&lab_run, machine::Stdout::Keep)
 }
 
 fn start(lab_run: &LabRun, stdout: machine::Stdout) -> Result<Outcome> {

@@ -158,32 +158,14 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     summarize(&suites)
 }
 
-/// How long the lab takes for the table, several times over, and how often that is tried.
-const BENCH_LIMIT: Duration = Duration::from_secs(200);
-const BENCH_TRIES: u32 = 4;
-
 /// `cargo xtask bench-devices`: what requests to devices cost, beside QEMU's microvm.
-///
-/// An emulator that counts instructions may stop for good (docs/lab.md), and does so again where
-/// all is the same: with a little more memory it is not.
 pub fn bench_devices() -> Result<u8> {
     build::build_all()?;
     let tests = Tests::fetch(false)?;
-    let mut lab_run = tests.lab_run(&SPEED, true)?;
-    lab_run.timeout = BENCH_LIMIT;
-    for attempt in 1..=BENCH_TRIES {
-        eprintln!("bench-devices: nine rows for each program, about two minutes");
-        match lab::capture(&lab_run) {
-            Ok(outcome) => {
-                print!("{}", String::from_utf8_lossy(&outcome.stdout));
-                return Ok(u8::from(outcome.status != 0));
-            }
-            Err(error) if attempt == BENCH_TRIES => return Err(error),
-            Err(error) => eprintln!("bench-devices: {error:#}; once more, with more memory"),
-        }
-        lab_run.memory_mib += 64;
-    }
-    Ok(1)
+    eprintln!("bench-devices: nine rows for each program, about two minutes");
+    let outcome = lab::capture(&tests.lab_run(&SPEED, true)?)?;
+    print!("{}", String::from_utf8_lossy(&outcome.stdout));
+    Ok(u8::from(outcome.status != 0))
 }
 
 /// Where a suite runs.
