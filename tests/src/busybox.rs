@@ -24,6 +24,8 @@ pub const SOCKETS: [&str; 3] = [
 ];
 /// The console.
 pub const CONSOLE: [&str; 1] = ["drivers/char/virtio_console"];
+/// The host's entropy.
+pub const ENTROPY: [&str; 1] = ["drivers/char/hw_random/virtio-rng"];
 /// The balloon.
 pub const BALLOON: [&str; 1] = ["drivers/virtio/virtio_balloon"];
 

@@ -12,6 +12,7 @@ pub mod disk;
 pub mod facts;
 pub mod machine;
 pub mod matrix;
+pub mod medium;
 pub mod offer;
 pub mod products;
 pub mod program;

@@ -78,6 +78,28 @@ pub fn run_signalled(
     running.finish(name)
 }
 
+/// Runs `command` to its end. Each time its output contains the next of `marks`, calls `act` with
+/// that mark and writes a line to its input.
+pub fn run_steps(
+    command: &mut Command,
+    marks: &[&str],
+    mut act: impl FnMut(&str),
+    deadline: Duration,
+) -> Ended {
+    let name = format!("{command:?}");
+    let mut running = Running::start(command, &name);
+    for mark in marks {
+        running.read(deadline, |seen| seen.contains(mark));
+        if running.stopped != Stopped::Enough {
+            return running.finish(name);
+        }
+        act(mark);
+        running.write(b"\n");
+    }
+    running.read(deadline, |_| false);
+    running.finish(name)
+}
+
 /// Runs to the end, and once more if that end does not come in time: an emulated host loses a guest
 /// now and then (an emulator's bug). It says so; a second loss is a failure.
 pub fn retried(run: impl Fn() -> Ended) -> Ended {

@@ -7,6 +7,7 @@
 
 pub mod console;
 pub mod disk;
+pub mod durable;
 pub mod facts;
 pub mod firmware_times;
 pub mod lab;

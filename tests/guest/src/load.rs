@@ -11,9 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Buffers for direct I/O begin at multiples of this.
-const ALIGNMENT: usize = 4096;
+pub(crate) const ALIGNMENT: usize = 4096;
 /// `O_DIRECT` on x86.
-const DIRECT: i32 = libc::O_DIRECT;
+pub(crate) const DIRECT: i32 = libc::O_DIRECT;
 
 /// What is asked of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,8 @@ pub fn disk(path: &str, pattern: Pattern, depth: u64, requests: u64) -> io::Resu
     Ok(start.elapsed())
 }
 
-fn size(file: &File) -> io::Result<u64> {
+/// Bytes of a disk.
+pub(crate) fn size(file: &File) -> io::Result<u64> {
     use std::io::Seek as _;
     (&mut &*file).seek(io::SeekFrom::End(0))
 }
