@@ -4,13 +4,17 @@
 //! vhost-vsock are these tests' alone: the nested lab is one.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use regression::busybox::{BALLOON, CONSOLE, NETWORK, SOCKETS, host, initramfs, load_on_host};
+use regression::busybox::{
+    BALLOON, CONSOLE, DISK, ENTROPY, NETWORK, SOCKETS, host, initramfs, load_on_host,
+};
 use regression::machine::{Boot, microvm};
 use regression::products::{kernel, product};
 use regression::program::{Ended, Guest, run};
@@ -109,6 +113,15 @@ fn two_guests_exchange_100_mb_over_a_bridge() {
     }
 }
 
+/// What the other end of the guest's sockets needs.
+const SOCKETS_ON_HOST: [&str; 5] = [
+    "net/vmw_vsock/vsock",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "drivers/vhost/vhost_iotlb",
+    "drivers/vhost/vhost",
+    "drivers/vhost/vhost_vsock",
+];
+
 const SOCKET_GUEST: &str = "
 guest-work send vsock:2:1234 MIB 9
 guest-work receive vsock:3:4321 MIB
@@ -116,13 +129,7 @@ guest-work receive vsock:3:4321 MIB
 
 #[test]
 fn sockets_carry_100_mb_both_ways() {
-    load_on_host(&[
-        "net/vmw_vsock/vsock",
-        "net/vmw_vsock/vmw_vsock_virtio_transport_common",
-        "drivers/vhost/vhost_iotlb",
-        "drivers/vhost/vhost",
-        "drivers/vhost/vhost_vsock",
-    ]);
+    load_on_host(&SOCKETS_ON_HOST);
     let folder = tempfile::tempdir().unwrap();
     let script = SOCKET_GUEST.replace("MIB", MIB);
     let init = initramfs(folder.path(), "sockets", &SOCKETS, &script);
@@ -287,4 +294,80 @@ fn the_console_types_both_ways_and_loses_nothing() {
             numbers.split_ascii_whitespace().map(|line| line.parse().unwrap()).collect();
         assert!(numbers == (1..=60_000).collect::<Vec<u32>>(), "{} numbers", numbers.len());
     }
+}
+
+/// Counts its boots on a disk, asks each device for what it is for, and restarts.
+const RESTARTS: &str = "
+read boots < /dev/vda
+echo boot-number $boots.
+echo $((boots + 1)) | dd of=/dev/vda bs=512 conv=notrunc,fsync,sync 2>/dev/null
+ip addr add 10.8.0.2/24 dev eth0; ip link set eth0 up
+ping -c 3 -s 1400 10.8.0.1 | grep received
+guest-work send vsock:2:1235 1 $boots
+echo boot $boots on the console > /dev/hvc0
+[ $(head -c 16 /dev/hwrng | wc -c) = 16 ] && echo random
+[ $boots = 3 ] || { reboot -f; sleep 1000; }
+";
+
+/// Sends frames to whoever is at the other end of a tap, about a thousand a second, until the
+/// returned value is dropped: also when nobody takes them, and while a driver is being started.
+fn flood(address: &'static str) -> mpsc::Sender<()> {
+    let (going, stop) = mpsc::channel();
+    let socket = UdpSocket::bind((address, 0)).unwrap();
+    socket.set_broadcast(true).unwrap();
+    thread::spawn(move || {
+        let pause = Duration::from_millis(1);
+        while stop.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+            // A tap without a reader is full at times.
+            let _ = socket.send_to(&[0x5a; 1400], ("10.8.0.255", 9));
+        }
+    });
+    going
+}
+
+#[test]
+fn a_guest_that_restarts_under_load_finds_all_its_devices_again() {
+    load_on_host(&SOCKETS_ON_HOST);
+    load_on_host(&["drivers/net/tun"]);
+    let folder = tempfile::tempdir().unwrap();
+    let modules = [&DISK[..], &NETWORK, &SOCKETS, &BALLOON, &CONSOLE, &ENTROPY].concat();
+    let init = initramfs(folder.path(), "restarts", &modules, RESTARTS);
+    host(&["tunctl", "-t", "tap-c"]);
+    host(&["ip", "addr", "add", "10.8.0.1/24", "broadcast", "10.8.0.255", "dev", "tap-c"]);
+    host(&["ip", "link", "set", "tap-c", "up"]);
+    for (boot, cpus) in [(Boot::Firmware, "1"), (Boot::Direct, "2")] {
+        let [disk, log] = ["disk", "log"].map(|name| folder.path().join(name));
+        let mut first = b"1\n".to_vec();
+        first.resize(4096, 0);
+        std::fs::write(&disk, first).unwrap();
+        let mut command = linux(boot, "256M", &init);
+        command.args(["-smp", cpus]);
+        command.args(["-drive", &format!("id=d,file={},format=raw,if=none", disk.display())]);
+        command.args(["-device", "virtio-blk-device,drive=d"]);
+        command.args(["-netdev", "tap,id=n,ifname=tap-c,script=no,downscript=no"]);
+        command.args(["-device", "virtio-net-device,netdev=n"]);
+        command.args(["-device", "vhost-vsock-device,guest-cid=43"]);
+        command.args(["-device", "virtio-balloon-device,free-page-reporting=on"]);
+        command.args(["-chardev", &format!("file,id=c,path={}", log.display())]);
+        command.args(["-device", "virtio-serial-device", "-device", "virtconsole,chardev=c"]);
+        command.args(["-device", "virtio-rng-device"]);
+        let going = flood("10.8.0.1");
+        let guest = thread::spawn(move || run(&mut command, b"", DEADLINE));
+        let received = [(); 3].map(|()| {
+            let mut work = Command::new(product("guest-work"));
+            run(work.args(["receive", "vsock:2:1235", "1"]), b"", DEADLINE)
+        });
+        let guest = guest.join().unwrap();
+        drop(going);
+        assert_eq!((guest.status, guest.stderr.as_str()), (Some(0), ""), "{guest}");
+        assert_eq!(lines(&guest.stdout, "boot-number "), ["1.", "2.", "3."], "{guest}");
+        assert_eq!(guest.stdout.matches(" 0% packet loss").count(), 3, "{guest}");
+        assert_eq!(lines(&guest.stdout, "random"), [""; 3], "{guest}");
+        let sums = received.each_ref().map(|end| sum(&end.stdout, "received ", end));
+        assert_eq!(lines(&guest.stdout, "sent "), sums, "{guest}");
+        let said = std::fs::read_to_string(&log).unwrap();
+        let expected = [1, 2, 3].map(|boot| format!("{boot} on the console"));
+        assert_eq!(lines(&said, "boot "), expected, "{guest}");
+    }
+    host(&["tunctl", "-d", "tap-c"]);
 }
