@@ -181,14 +181,17 @@ fn run_rows(name: &str, rows: &[Row], init: &Path, disk: &Path) -> Vec<Cost> {
 }
 
 fn print(table: &[(&Row, (Cost, Cost))]) {
-    println!("{:34}{:>18}{:>18}{:>20}", "one request", "virtual us", "exits", "exits to the VMM");
+    let heads = ["virtual us", "exits", "exits to VMM"].map(|head| format!("{head:>18}")).concat();
+    println!("{:34}{heads}", "one request");
     let pair = format!("{:>9}{:>9}", "microvm", "QEMU");
-    println!("{:34}{pair}{pair}  {pair}", "");
+    println!("{:34}{pair}{pair}{pair}{:>9}", "", "us/us");
     let us = |ns: u64| format!("{:>9.2}", ns as f64 / 1e3);
     let exits = |count: u64| format!("{:>9.2}", count as f64 / 100.0);
     for (row, (ours, theirs)) in table {
         let name = row.name;
         let (time, all) = (us(ours.ns) + &us(theirs.ns), exits(ours.exits) + &exits(theirs.exits));
-        println!("{name:34}{time}{all}  {}{}", exits(ours.to_vmm), exits(theirs.to_vmm));
+        let to_vmm = exits(ours.to_vmm) + &exits(theirs.to_vmm);
+        let ratio = ours.ns as f64 / theirs.ns as f64;
+        println!("{name:34}{time}{all}{to_vmm}{ratio:>9.2}");
     }
 }
