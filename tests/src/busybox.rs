@@ -35,7 +35,10 @@ const PRELUDE: &str = "#!/bin/sh
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
-for module in /modules/*.ko; do insmod $module || echo failed: insmod $module; done
+for module in /modules/*.ko; do
+  [ -e $module ] || break
+  insmod $module || echo failed: insmod $module
+done
 ";
 
 /// And after it: what is written is on the disk, and the machine goes off.
@@ -48,6 +51,15 @@ const SYMLINK: u32 = 0o120_777;
 /// Makes an initramfs in `folder` whose init loads these modules, beside [`VIRTIO`], and runs
 /// `script`.
 pub fn initramfs(folder: &Path, name: &str, modules: &[&str], script: &str) -> PathBuf {
+    pack(folder, name, &[&VIRTIO, modules].concat(), script)
+}
+
+/// The same for a kernel that has its drivers built in.
+pub fn initramfs_without_modules(folder: &Path, name: &str, script: &str) -> PathBuf {
+    pack(folder, name, &[], script)
+}
+
+fn pack(folder: &Path, name: &str, modules: &[&str], script: &str) -> PathBuf {
     let mut archive = Vec::new();
     for name in ["bin", "dev", "proc", "sys", "tmp", "root", "modules"] {
         add(&mut archive, name, FOLDER, b"");
@@ -57,7 +69,7 @@ pub fn initramfs(folder: &Path, name: &str, modules: &[&str], script: &str) -> P
     add(&mut archive, "bin/busybox", EXECUTABLE, &host(busybox()));
     add(&mut archive, "bin/sh", SYMLINK, b"busybox");
     add(&mut archive, "bin/guest-work", EXECUTABLE, &host(product("guest-work")));
-    for (order, name) in VIRTIO.iter().chain(modules).enumerate() {
+    for (order, name) in modules.iter().enumerate() {
         add(&mut archive, &format!("modules/{order:02}.ko"), 0o100_644, &host(module(name)));
     }
     let init = [PRELUDE, script, EPILOGUE].concat();

@@ -73,7 +73,8 @@ pub fn choose_entry(command: &mut Command, entry: &str) {
     command.args(["-fw_cfg", &format!("name=opt/org.microvm/entry,string={entry}")]);
 }
 
-fn with_kernel(mut command: Command, kernel: &Path, append: &str) -> Command {
+/// Adds a kernel and its command line.
+pub fn with_kernel(mut command: Command, kernel: &Path, append: &str) -> Command {
     command.arg("-kernel").arg(kernel).args(["-append", append]);
     command
 }

@@ -8,6 +8,8 @@ pub const DIST: &str = "MICROVM_DIST";
 pub const KERNEL: &str = "MICROVM_KERNEL";
 /// Names the same distribution's kernel for any machine, a bzImage.
 pub const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
+/// Names our small kernel for microVMs, a bzImage.
+pub const GUEST_KERNEL: &str = "MICROVM_GUEST_KERNEL";
 /// Names iPXE as a kernel.
 pub const IPXE: &str = "MICROVM_IPXE";
 /// Names Memtest86+ as a kernel.
@@ -27,6 +29,11 @@ pub fn product(name: &str) -> PathBuf {
 /// The distribution's kernel for virtual machines.
 pub fn kernel() -> PathBuf {
     fetched(KERNEL)
+}
+
+/// Our small kernel for microVMs, which has all drivers built in.
+pub fn guest_kernel() -> PathBuf {
+    fetched(GUEST_KERNEL)
 }
 
 /// The folder of a QMP client's Python modules.

@@ -50,6 +50,44 @@ pub fn standard_kernel() -> Result<PathBuf> {
     Ok(directory.join("boot").join(format!("vmlinuz-{}", find_release(&directory)?)))
 }
 
+/// The distribution's kernel sources. To fetch the newest: remove `target/cache/kernel-source`.
+pub fn kernel_source() -> Result<PathBuf> {
+    let directory = cached("kernel-source", |partial| {
+        let is_source = |name: &String| name.starts_with("linux-source-") && has_digit(name);
+        let find = || Ok(apt::dependencies("linux-source")?.into_iter().find(is_source));
+        let package = known(find, || "linux-source".into())?;
+        let archives = partial.join("archives");
+        fs::create_dir(&archives).context("making a folder for archives")?;
+        apt::extract(&package, "./usr/src/*.tar.*", &archives)?;
+        let archive = find_archive(&archives)?;
+        eprintln!("fetch: unpacking {package}");
+        let mut tar = Command::new("tar");
+        process::run(tar.arg("-xf").arg(&archive).arg("-C").arg(partial))?;
+        fs::remove_dir_all(&archives).context("removing the archives")
+    })?;
+    let entries = fs::read_dir(&directory).context("reading the kernel's sources")?;
+    let mut folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    folders.find(|path| path.join("Kconfig").is_file()).context("no sources in kernel-source")
+}
+
+/// The archive of the sources: a package may have patches beside it, and a link to it.
+fn find_archive(directory: &Path) -> Result<PathBuf> {
+    let mut folders = vec![directory.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).context("reading a package")? {
+            let entry = entry.context("reading a package")?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kind = entry.file_type().context("reading a package")?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() && name.starts_with("linux-source-") {
+                return Ok(entry.path());
+            }
+        }
+    }
+    bail!("the package of the kernel's sources has none")
+}
+
 /// The ELF kernel within this bzImage, unpacked beside it when it is not there.
 pub fn vmlinux(vmlinuz: &Path) -> Result<PathBuf> {
     let name = vmlinuz.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -162,11 +200,19 @@ fn image_package(metas: &[&str]) -> Result<String> {
         }
         Ok(None)
     };
-    if let Some(image) = resolve()? {
-        return Ok(image);
+    known(resolve, || metas.join(", "))
+}
+
+/// What apt knows, asked once more after its lists were fetched.
+fn known(
+    resolve: impl Fn() -> Result<Option<String>>,
+    names: impl Fn() -> String,
+) -> Result<String> {
+    if let Some(package) = resolve()? {
+        return Ok(package);
     }
     apt::update()?;
-    resolve()?.with_context(|| format!("apt knows no kernel: none of {}", metas.join(", ")))
+    resolve()?.with_context(|| format!("apt knows none of {}", names()))
 }
 
 fn has_digit(name: &str) -> bool {

@@ -14,6 +14,7 @@ mod fetch;
 mod ground;
 mod image;
 mod initramfs;
+mod kernel;
 mod lab;
 mod measure;
 mod modules;
@@ -37,6 +38,7 @@ usage: cargo xtask JOB
   build-firmware   target/dist/bios-microvm.bin alone
   build-payload    target/dist/payload.bzImage alone
   build-guest      target/dist/initramfs.cpio alone: the tested Linux guest's files
+  build-kernel     a small Linux for microVMs, from the distribution's sources
   lab [OPTIONS] -- COMMAND [ARGUMENTS]
                    runs a command in a Linux that has a real /dev/kvm (lab --help)
   ground [--host auto|kvm|lab]
@@ -75,6 +77,7 @@ fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
         "build-firmware" => build::build_firmware().map(|_| 0),
         "build-payload" => build::build_payload().map(|_| 0),
         "build-guest" => build::build_initramfs().map(|_| 0),
+        "build-kernel" => kernel::main().map(|()| 0),
         "lab" => lab::main(arguments),
         "ground" => ground::main(arguments).map(|()| 0),
         "firmware-cost" => cost::main(&arguments).map(|()| 0),

@@ -11,21 +11,23 @@ use lexopt::{Arg, Parser};
 
 use crate::ground::{self, Choice, Ground};
 use crate::lab::{self, Carried, LabRun};
-use crate::{build, fetch, process, workspace};
+use crate::{build, fetch, kernel, process, workspace};
 
 const USAGE: &str = "\
 usage: cargo xtask test [--host auto|kvm|lab] [--full] [--only WORD]
 
 Builds all and runs all tests. --host says where Linux guests run; by default on this machine's KVM
 when it runs kernel code natively, else in the nested lab. --full runs each cell of the matrix of
-machines, entries, kernels, memory sizes and initrds, of which there is a sample else, and kills
-20 machines that write to their disks, not 4. --only runs the suites with WORD in their name.
+machines, entries, kernels, memory sizes and initrds, of which there is a sample else, kills 20
+machines that write to their disks, not 4, and boots machines without ACPI from disks, for which it
+builds a kernel (xtask build-kernel). --only runs the suites with WORD in their name.
 ";
 
 /// The names under which `tests/src/products.rs` looks for things.
 const DIST: &str = "MICROVM_DIST";
 const KERNEL: &str = "MICROVM_KERNEL";
 const STANDARD_KERNEL: &str = "MICROVM_STANDARD_KERNEL";
+const GUEST_KERNEL: &str = "MICROVM_GUEST_KERNEL";
 const IPXE: &str = "MICROVM_IPXE";
 const MEMTEST: &str = "MICROVM_MEMTEST";
 const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
@@ -83,6 +85,7 @@ const QEMU_TESTS: [&str; 9] = [
 const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machines"];
 const DISK: [&str; 2] = ["--package=regression", "--test=disk"];
 const DEVICES: [&str; 2] = ["--package=regression", "--test=devices"];
+const ACPI_OFF: [&str; 2] = ["--package=regression", "--test=acpi_off"];
 const SPEED: [&str; 2] = ["--package=regression", "--test=speed"];
 const COMPARE: [&str; 2] = ["--package=regression", "--test=compare"];
 /// What QEMU needs besides its program and its libraries, where distributions have it: its emulator
@@ -129,6 +132,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
     } else {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
+    let acpi_off: (_, _, &[_]) = ("disks without ACPI", uncounted(linux), &ACPI_OFF);
     let suites: [(&str, Place, &[&str]); 18] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
@@ -149,7 +153,8 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("disks under Linux", uncounted(linux), &DISK),
         ("other devices under Linux", uncounted(linux), &DEVICES),
     ];
-    let suites = suites.into_iter().filter(|(name, ..)| name.contains(&only));
+    let suites = suites.into_iter().chain(full.then_some(acpi_off));
+    let suites = suites.filter(|(name, ..)| name.contains(&only));
     let suites = suites.map(|(name, place, arguments)| tests.run(name, place, arguments));
     let suites = suites.collect::<Result<Vec<_>>>()?;
     if suites.is_empty() {
@@ -234,7 +239,8 @@ struct Tests {
     qmp_client: PathBuf,
     busybox: PathBuf,
     e2fsprogs: [PathBuf; 2],
-    full: bool,
+    /// There when all is to be tested.
+    guest_kernel: Option<PathBuf>,
 }
 
 impl Tests {
@@ -256,7 +262,7 @@ impl Tests {
             qmp_client: fetch::qmp_client()?,
             busybox: fetch::busybox()?,
             e2fsprogs: fetch::e2fsprogs()?,
-            full,
+            guest_kernel: full.then(kernel::build).transpose()?.map(|kernel| kernel.bzimage),
         })
     }
 
@@ -288,7 +294,9 @@ impl Tests {
             (QMP_CLIENT, self.qmp_client.clone()),
             (BUSYBOX, self.busybox.clone()),
         ];
-        let full = self.full.then(|| (FULL.into(), "1".into()));
+        let full = self.guest_kernel.iter().flat_map(|kernel| {
+            [(FULL.into(), "1".into()), (GUEST_KERNEL.into(), kernel.clone().into())]
+        });
         Ok(paths.map(|(name, path)| (name.into(), path.into())).into_iter().chain(full).collect())
     }
 
@@ -328,8 +336,11 @@ impl Tests {
         let shell = ["/bin/sh", "/bin/kill"].map(PathBuf::from);
         let mut files = vec![dist, self.kernel.clone(), debug_vmm];
         files.extend(shell.into_iter().chain(self.modules()));
-        if arguments == DISK {
+        if arguments == DISK || arguments == ACPI_OFF {
             files.extend(self.e2fsprogs.clone());
+        }
+        if arguments == ACPI_OFF {
+            files.extend(self.guest_kernel.clone());
         }
         files.push(self.busybox.clone());
         if arguments == COMPARE || arguments == SPEED {

@@ -1,4 +1,4 @@
-//! The clock of a lab that counts instructions, read from outside: does it still advance?
+//! The clock of a lab that counts instructions: does it still advance?
 //!
 //! QEMU's emulator delivers an interrupt to a guest of its KVM twice when its count runs out just
 //! after the first time. A kernel that meets the second one in its interrupt handler may wait for

@@ -1,0 +1,114 @@
+//! `cargo xtask build-kernel`: a small Linux for microVMs.
+//!
+//! From the distribution's sources. What it can do stands in `docs/guest-kernel.config`, and
+//! nothing else is built in.
+
+use std::fs;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{apt, fetch, process, workspace};
+
+/// The bzImage, and the same kernel as an ELF file with a PVH note, below `target/guest-kernel`.
+const FORMS: [(&str, &str); 2] = [("arch/x86/boot/bzImage", "bzImage"), ("vmlinux", "vmlinux")];
+/// Our fragment of a configuration, in the checkout.
+const FRAGMENT: &str = "docs/guest-kernel.config";
+/// What a kernel's build needs beside a compiler: programs and their packages.
+const TOOLS: [(&str, &str); 6] = [
+    ("make", "make"),
+    ("gcc", "gcc"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("lz4", "lz4"),
+];
+/// What its objtool is compiled with.
+const LIBELF: (&str, &str) = ("/usr/include/gelf.h", "libelf-dev");
+
+/// A kernel in both its forms.
+#[derive(Debug)]
+pub struct GuestKernel {
+    /// What most boot loaders take.
+    pub bzimage: PathBuf,
+    /// The ELF file with a PVH note.
+    pub vmlinux: PathBuf,
+}
+
+/// `cargo xtask build-kernel`: prints where the kernel is and how large.
+pub fn main() -> Result<()> {
+    let GuestKernel { bzimage, vmlinux } = build()?;
+    for path in [bzimage, vmlinux] {
+        let size = fs::metadata(&path).map_or(0, |found| found.len());
+        println!("{} ({size} bytes)", workspace::shown(&path));
+    }
+    Ok(())
+}
+
+/// Builds the kernel. Only what changed is compiled again.
+pub fn build() -> Result<GuestKernel> {
+    for (program, package) in TOOLS {
+        apt::tool(program, package)?;
+    }
+    apt::file(Path::new(LIBELF.0), LIBELF.1)?;
+    let source = fetch::kernel_source()?;
+    let output = workspace::target("kernel")?;
+    let _lock = workspace::lock(&output, "build-kernel: waiting for another run to end")?;
+    configure(&source, &output)?;
+    eprintln!("build: a kernel, which takes minutes the first time");
+    process::run(make(&source, &output).args(["bzImage", "vmlinux"]))?;
+    let products = workspace::target("guest-kernel")?;
+    let [bzimage, vmlinux] =
+        FORMS.map(|(built, product)| (output.join(built), products.join(product)));
+    for (built, product) in [&bzimage, &vmlinux] {
+        workspace::replace(product, |partial| fs::copy(built, partial).map(drop))?;
+    }
+    Ok(GuestKernel { bzimage: bzimage.1, vmlinux: vmlinux.1 })
+}
+
+/// `make` for this kernel; the same sources and compiler give the same kernel.
+fn make(source: &Path, output: &Path) -> Command {
+    let mut make = Command::new("make");
+    let jobs = available_parallelism().map_or(1, NonZero::get);
+    make.args(["--silent", &format!("--jobs={jobs}"), "-C"]).arg(source);
+    make.arg(format!("O={}", output.display())).arg("ARCH=x86_64");
+    make.env("KBUILD_BUILD_TIMESTAMP", "2026-01-01");
+    make.env("KBUILD_BUILD_USER", "microvm").env("KBUILD_BUILD_HOST", "microvm");
+    make.env("KBUILD_BUILD_VERSION", "1").env_remove("MAKEFLAGS");
+    make
+}
+
+/// Makes the configuration that has what the fragment asks for, and whatever that needs.
+fn configure(source: &Path, output: &Path) -> Result<()> {
+    let fragment = workspace::root().join(FRAGMENT);
+    let asked = fs::read_to_string(&fragment).with_context(|| format!("reading {FRAGMENT}"))?;
+    process::run(make(source, output).arg("allnoconfig").env("KCONFIG_ALLCONFIG", &fragment))?;
+    let made = fs::read_to_string(output.join(".config")).context("reading .config")?;
+    let missing = missing(&asked, &made);
+    if !missing.is_empty() {
+        bail!("{FRAGMENT}: this kernel does not take {}", missing.join(", "));
+    }
+    Ok(())
+}
+
+/// The lines of a fragment that did not become part of the configuration.
+fn missing<'a>(asked: &'a str, made: &str) -> Vec<&'a str> {
+    let options = asked.lines().filter(|line| line.starts_with("CONFIG_"));
+    options.filter(|option| !made.lines().any(|line| line == *option)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_does_not_take_is_named() {
+        let asked = "# Why.\nCONFIG_A=y\nCONFIG_B=64\nCONFIG_C=y\n";
+        let made = "CONFIG_A=y\nCONFIG_B=6\n# CONFIG_C is not set\nCONFIG_AC=y\n";
+        assert_eq!(missing(asked, made), ["CONFIG_B=64", "CONFIG_C=y"]);
+        assert!(missing(made, made).is_empty());
+    }
+}
