@@ -164,3 +164,38 @@ fn linux_reads_the_host_s_entropy() {
     assert_ne!(first, second);
     assert_ne!(first, "0".repeat(64));
 }
+
+/// Each stage from the process's start to init, seen from outside: the kernel knows of no trace.
+#[test]
+fn a_trace_tells_the_stages_of_linux_and_what_it_cost() {
+    let stages = ["kernel entry", "kernel start", "kvm clock", "first console byte", "guest init"];
+    for boot in [Boot::Firmware, Boot::Direct] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let ended = run_linux(|| {
+            let mut command = linux(boot, "256M", "console=ttyS0");
+            command.arg("-boot-trace").arg(file.path());
+            command
+        });
+        reached_init(&ended);
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let first = &trace["boots"][0];
+        let marks = first["marks"].as_array().unwrap();
+        let names: Vec<_> = marks.iter().filter_map(|mark| mark["name"].as_str()).collect();
+        assert!(names.ends_with(&stages), "{names:?}");
+        let times = |list: &[serde_json::Value], field: &str| -> Vec<u64> {
+            list.iter().map(|entry| entry[field].as_u64().unwrap()).collect()
+        };
+        let setup = first["setup"].as_array().unwrap();
+        let all = [times(setup, "end_ns"), times(marks, "ns")].concat();
+        assert!(all.is_sorted() && setup.len() > 5, "{first}");
+        assert!(times(marks, "exits").is_sorted(), "{first}");
+        // As a picture: the two rows' names, exec, and a bar for each step and stage.
+        let events = trace["traceEvents"].as_array().unwrap();
+        assert_eq!(events.len(), 3 + setup.len() + marks.len());
+        let [start, end, cost] =
+            [&trace["start_ns"], &trace["exit"]["ns"], &trace["trace_cost_ns"]]
+                .map(|number| number.as_u64().unwrap());
+        assert!(cost > 0 && cost * 100 < end - start, "{cost} of {} ns", end - start);
+    }
+}

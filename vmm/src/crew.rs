@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use abi::post;
+use abi::{ports, post};
 
 use crate::board::Board;
 use crate::bus::Action;
@@ -12,7 +12,7 @@ use crate::control::{Control, Event, Verdict};
 use crate::devices::ioapic::Messages;
 use crate::memory::GuestRam;
 use crate::signals;
-use crate::trace::{Exit, Trace};
+use crate::trace::{Event as Stage, Exit, Trace};
 use crate::vcpu::{End, Error, Vcpu};
 
 /// What the CPUs share while they run.
@@ -100,6 +100,20 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
         }
     }
 
+    /// The guest showed how far it has come, perhaps not for the first time.
+    pub fn mark_first(&self, stage: Stage) {
+        if let Some(trace) = &self.trace {
+            lock(trace).mark_first(stage);
+        }
+    }
+
+    /// The guest wrote to a port: perhaps its first byte on COM1.
+    pub fn mark_output(&self, port: u16) {
+        if port == ports::COM1 && self.trace.is_some() && self.board.com1.is_written() {
+            self.mark_first(Stage::Console);
+        }
+    }
+
     /// What a device's action means for the run.
     pub fn act(&self, action: Action) -> Option<End> {
         match action {
@@ -132,7 +146,7 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
         progress.last = Some(code);
         progress.in_kernel |= code == post::KERNEL_ENTRY;
         if let Some(trace) = &self.trace {
-            lock(trace).mark(code);
+            lock(trace).mark(Stage::Post(code));
         }
         failed.then_some(End::FirmwareFailed)
     }

@@ -3,16 +3,20 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use abi::boot_trace::{self, BootTrace};
 use abi::fw_cfg::file;
 use abi::layout;
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_msi,
-    kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI,
+    KVM_MSR_EXIT_REASON_FILTER, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{
+    Cap, IoEventAddress, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags,
+    NoDatamatch, VmFd,
+};
 
 use crate::accel::{self, broken};
 use crate::acpi;
@@ -29,7 +33,7 @@ use crate::devices::serial::Com1;
 use crate::fw_cfg::{FwCfg, Item, Items};
 use crate::image::Images;
 use crate::memory::GuestRam;
-use crate::trace::Trace;
+use crate::trace::{Trace, step};
 use crate::vcpu::{self, End, Vcpu};
 use crate::virtio;
 
@@ -75,32 +79,46 @@ pub struct Machine {
 impl Machine {
     /// Sets a machine up on `ram`, which has room for the BIOS image. The order of the ioctls
     /// matters by milliseconds: memory before interrupt chips and CPUs, and nothing with event
-    /// descriptors before either.
+    /// descriptors before either. So does what is done meanwhile: KVM_CREATE_VM starts a kernel
+    /// thread and may sleep for ten milliseconds until that is in its control group (Linux 6.0 on,
+    /// without the mount option `favordynmods`), and the images are read in that time.
     pub fn new(
         config: &Config,
         images: &Images,
         ram: &Arc<GuestRam>,
-        com1: &Arc<Com1>,
-        devices: &[Arc<dyn virtio::Device>],
+        (com1, devices): (&Arc<Com1>, &[Arc<dyn virtio::Device>]),
+        trace: &mut Option<Trace>,
     ) -> Result<Self, Error> {
         let kvm = accel::open()?;
-        let vm = Arc::new(accel::create_vm(&kvm)?);
+        let acpi = config.acpi.then(|| acpi::Tables::new(config));
+        let source = boot::Source { config, images, acpi: acpi.as_ref() };
+        let (prepared, vm) = beside(
+            || boot::prepare(&source, ram),
+            || {
+                let vm = accel::create_vm(&kvm);
+                step(trace, "KVM_CREATE_VM");
+                vm
+            },
+        );
+        let (vm, (state, mut items)) = (Arc::new(vm?), prepared?);
+        step(trace, "the rest of the images");
         if accel::is_intel() {
             place_kvm_pages(&vm)?;
         }
         give_memory(&vm, ram)?;
+        step(trace, "KVM memory slots");
         match config.irqchip() {
             Irqchip::Split => split_irqchip(&vm)?,
             Irqchip::Kernel => {
                 vm.create_irq_chip().map_err(broken("making its interrupt chips"))?
             }
         }
+        step(trace, "interrupt chip");
         let mut cpuid = describe_cpu(&kvm, &config.cpu)?;
+        step(trace, "KVM_GET_SUPPORTED_CPUID");
         let mut cpus = create_cpus(&vm, &mut cpuid, config.cpus)?;
+        step(trace, "CPUs");
 
-        let acpi = config.acpi.then(|| acpi::Tables::new(config));
-        let source = boot::Source { config, images, acpi: acpi.as_ref() };
-        let (state, mut items) = boot::prepare(&source, ram)?;
         let stamps = config.boot_trace.as_ref().and(items.as_mut()).map(offer_boot_trace);
         cpus.iter_mut().try_for_each(|cpu| cpu.load_msrs(state.direct))?;
         if let Some(first) = cpus.first_mut() {
@@ -109,6 +127,10 @@ impl Machine {
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
         let plugs = Plugs { com1, virtio: devices, doorbells: Arc::new(Doorbells(vm.clone())) };
         let board = Board::new(config, fw_cfg, plugs, ram, Injector(vm.clone()))?;
+        if trace.is_some() {
+            watch_early_kernel(&vm);
+        }
+        step(trace, "registers and board");
         let (on_panic, ram) = (config.actions.panic, ram.clone());
         Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, cpuid, stamps })
     }
@@ -161,6 +183,21 @@ impl Machine {
     }
 }
 
+/// Does both at a time, or one after the other where there is no thread to be had. On one
+/// processor, the first begins when the second sleeps.
+fn beside<A: Send, B>(first: impl Fn() -> A + Sync, second: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, &first);
+        let second = second();
+        let first = match thread.map(thread::ScopedJoinHandle::join) {
+            Ok(Ok(first)) => first,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => first(),
+        };
+        (first, second)
+    })
+}
+
 /// Offers the file that the firmware writes its stamps to; the file's bytes.
 fn offer_boot_trace(items: &mut Items) -> Arc<Mutex<Vec<u8>>> {
     let bytes = Arc::new(Mutex::new(vec![0; boot_trace::SIZE]));
@@ -174,6 +211,25 @@ fn place_kvm_pages(vm: &VmFd) -> Result<(), accel::Error> {
         .map_err(broken("placing its identity map"))?;
     let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
     vm.set_tss_address(tss).map_err(broken("placing its TSS"))
+}
+
+/// Has KVM tell of what a kernel does early: it turns system calls on (EFER), and takes KVM's
+/// clock (both its registers' numbers, Linux, Documentation/virt/kvm/x86/msr.rst). A KVM that
+/// cannot (before Linux 5.10) leaves these marks out.
+fn watch_early_kernel(vm: &VmFd) {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
+    cap.args[0] = KVM_MSR_EXIT_REASON_FILTER.into();
+    let watched = |base| MsrFilterRange {
+        flags: MsrFilterRangeFlags::WRITE,
+        base,
+        msr_count: 1,
+        // A zero denies, which is an exit.
+        bitmap: &[0],
+    };
+    let ranges = vcpu::EARLY_MSRS.map(watched);
+    if vm.enable_cap(&cap).is_ok() {
+        let _ = vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges);
+    }
 }
 
 fn give_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), accel::Error> {

@@ -43,6 +43,7 @@ fn run(config: &Config, start_ns: u64) -> anyhow::Result<Status> {
         fs::write("/proc/self/comm", name).context("-name process=")?;
     }
     let mut trace = config.boot_trace.as_deref().map(|path| Trace::new(path, start_ns));
+    trace::step(&mut trace, "command line");
     let result = vmm::run::run(config, &mut trace);
     if let Some(trace) = &trace {
         let (reason, status) = match &result {

@@ -14,7 +14,7 @@ use crate::memory::{self, GuestRam};
 use crate::outside;
 use crate::pidfile::{self, PidFile};
 use crate::qmp::{self, Server};
-use crate::trace::Trace;
+use crate::trace::{Trace, step};
 use crate::vcpu::{End, TRIPLE_FAULT};
 use crate::virtio::{self, Devices};
 
@@ -88,10 +88,12 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let images = Images::open(config)?;
     let serial = Chardev::open(&config.serial, "-serial")?;
     let com1 = Com1::new(serial.output());
+    step(trace, "files");
     let bios_size = images.bios.as_ref().map(|bios| bios.size());
     let ram = Arc::new(GuestRam::on(&config.backend, config.memory, bios_size)?);
     let mut devices = Devices::new(config, &ram)?;
-    let mut machine = Machine::new(config, &images, &ram, &com1, &devices.all)?;
+    step(trace, "memory and devices");
+    let mut machine = Machine::new(config, &images, &ram, (&com1, &devices.all), trace)?;
     warn_about_kvm(&images);
     warn_about_features(config, &machine);
     let first = if config.start_stopped { RunState::Prelaunch } else { RunState::Running };
@@ -111,6 +113,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     let input = com1.clone();
     serial.start(Arc::new(move |bytes| input.send(bytes)), &control)?;
     devices.start_input(&control)?;
+    step(trace, "monitors");
     let mut deaths = 0;
     loop {
         let end = machine.run(&control, trace)?;
@@ -124,7 +127,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
             Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
             Next::Reset => {
                 drop(machine);
-                machine = Machine::new(config, &images, &ram, &com1, &devices.all)?;
+                machine = Machine::new(config, &images, &ram, (&com1, &devices.all), trace)?;
                 control.revive();
             }
         }

@@ -1,4 +1,7 @@
 //! The boot trace: when what happened, and how often the guest left KVM.
+#![expect(unsafe_code, reason = "getrusage has no safe form")]
+
+mod report;
 
 use std::fs::File;
 use std::io;
@@ -8,11 +11,14 @@ use abi::boot_trace::BootTrace;
 use abi::post;
 use abi::range::Range;
 use rustix::time::{ClockId, clock_gettime};
-use serde_json::{Map, Value, json};
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn now() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
+    clock(ClockId::Monotonic)
+}
+
+fn clock(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
@@ -31,6 +37,8 @@ pub enum Exit {
     MmioWrite,
     /// The end of a level-triggered interrupt.
     Eoi,
+    /// A write to a model-specific register that the trace asked for.
+    Msr,
     /// A signal to this process.
     Signal,
     /// Anything else.
@@ -45,6 +53,7 @@ impl Exit {
             Self::MmioRead => "mmio_read",
             Self::MmioWrite => "mmio_write",
             Self::Eoi => "ioapic_eoi",
+            Self::Msr => "msr_write",
             Self::Signal => "signal",
             Self::Other => "other",
         }
@@ -56,15 +65,28 @@ impl Exit {
 pub struct Trace {
     path: PathBuf,
     start_ns: u64,
+    /// What the process had used of a CPU by then: the kernel's exec, and the loader.
+    exec_ns: u64,
+    setup: Vec<Step>,
     boots: Vec<Boot>,
     exits: u64,
     // A dozen kinds at the most: a search is quicker than a map.
     counts: Vec<(Exit, &'static str, u64)>,
 }
 
+/// A part of a machine's set-up, from the end of the one before.
+#[derive(Debug)]
+struct Step {
+    name: &'static str,
+    end_ns: u64,
+    /// Page faults of this process until then.
+    page_faults: u64,
+}
+
 #[derive(Debug)]
 struct Boot {
     direct: bool,
+    setup: Vec<Step>,
     placed: Vec<(&'static str, Range)>,
     setup_end_ns: u64,
     first_run_ns: u64,
@@ -75,26 +97,69 @@ struct Boot {
     firmware: Option<(BootTrace, Option<u32>)>,
 }
 
-#[derive(Debug)]
+/// Something that happened while the guest ran, and the state of things then.
+#[derive(Clone, Copy, Debug)]
 struct Mark {
-    code: u8,
+    what: Event,
     ns: u64,
     exits: u64,
+    page_faults: u64,
+}
+
+/// What a guest shows of its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A POST code.
+    Post(u8),
+    /// The unpacked kernel's first instructions: it turns system calls on, in EFER. A bzImage has
+    /// unpacked its payload by then.
+    KernelStart,
+    /// The kernel has read CPUID and asks KVM for its clock, early in `setup_arch`.
+    KvmClock,
+    /// The first byte on COM1.
+    Console,
+}
+
+impl Event {
+    /// For people.
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Post(code) => post::name(code),
+            Self::KernelStart => Some("kernel start"),
+            Self::KvmClock => Some("kvm clock"),
+            Self::Console => Some("first console byte"),
+        }
+    }
+}
+
+/// Says that a step of the set-up is done, if anybody wants to know.
+pub fn step(trace: &mut Option<Trace>, name: &'static str) {
+    if let Some(trace) = trace {
+        trace.step(name);
+    }
 }
 
 impl Trace {
     /// A trace for `path`, of a process that began at `start_ns`.
     pub fn new(path: &Path, start_ns: u64) -> Self {
-        Self { path: path.into(), start_ns, boots: Vec::new(), exits: 0, counts: Vec::new() }
+        // What was used since then belongs to this program.
+        let exec_ns = clock(ClockId::ProcessCPUTime).saturating_sub(now() - start_ns);
+        let (setup, boots, counts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { path: path.into(), start_ns, exec_ns, setup, boots, exits: 0, counts }
+    }
+
+    fn step(&mut self, name: &'static str) {
+        self.setup.push(Step { name, end_ns: now(), page_faults: page_faults() });
     }
 
     /// The machine is set up; it runs next. In a direct boot that is the kernel's entry.
     pub fn enter_guest(&mut self, direct: bool, placed: &[(&'static str, Range)]) {
         let ns = now();
-        let exits = self.exits;
-        let entry = direct.then_some(Mark { code: post::KERNEL_ENTRY, ns, exits });
+        let entry = direct.then(|| self.new_mark(Event::Post(post::KERNEL_ENTRY), ns));
+        let setup = std::mem::take(&mut self.setup);
         self.boots.push(Boot {
             direct,
+            setup,
             placed: placed.to_vec(),
             setup_end_ns: ns,
             first_run_ns: ns,
@@ -126,12 +191,24 @@ impl Trace {
         }
     }
 
-    /// The guest wrote a POST code.
-    pub fn mark(&mut self, code: u8) {
-        let exits = self.exits;
+    /// The guest showed how far it has come.
+    pub fn mark(&mut self, what: Event) {
+        let mark = self.new_mark(what, now());
         if let Some(boot) = self.boots.last_mut() {
-            boot.marks.push(Mark { code, ns: now(), exits });
+            boot.marks.push(mark);
         }
+    }
+
+    /// Likewise, the first time.
+    pub fn mark_first(&mut self, what: Event) {
+        let seen = |boot: &Boot| boot.marks.iter().any(|mark| mark.what == what);
+        if !self.boots.last().is_some_and(seen) {
+            self.mark(what);
+        }
+    }
+
+    fn new_mark(&self, what: Event, ns: u64) -> Mark {
+        Mark { what, ns, exits: self.exits, page_faults: page_faults() }
     }
 
     /// KVM's own counts for this start of the machine: exits, and pages that it mapped into the
@@ -152,111 +229,42 @@ impl Trace {
 
     /// Writes the trace: the process ends with `status` because of `reason`.
     pub fn write(&self, reason: &str, status: i32) -> io::Result<()> {
+        let end_ns = now();
         let mut file = io::BufWriter::new(File::create(&self.path)?);
-        serde_json::to_writer_pretty(&mut file, &self.json(reason, status, now()))?;
+        serde_json::to_writer_pretty(&mut file, &self.json(reason, status, end_ns))?;
         io::Write::flush(&mut file)
     }
 
-    fn json(&self, reason: &str, status: i32, end_ns: u64) -> Value {
-        let mut exits = Map::new();
-        exits.insert("total".into(), self.exits.into());
-        for (exit, device, count) in &self.counts {
-            let kind = exits.entry(exit.name()).or_insert_with(|| json!({}));
-            kind[device] = (*count).into();
+    /// What the trace itself took, in nanoseconds: so many times what one count and one mark take
+    /// now.
+    fn cost_ns(&self) -> u64 {
+        const ROUNDS: u64 = 64;
+        let mut scratch = Self::new(&self.path, self.start_ns);
+        scratch.counts = self.counts.clone();
+        let start = now();
+        for _ in 0..ROUNDS {
+            self.counts.last().inspect(|(exit, device, _)| scratch.count(*exit, device));
         }
-        let boots: Vec<_> = self.boots.iter().map(Boot::json).collect();
-        json!({
-            "format": "microvm boot trace 1",
-            "clock": "CLOCK_MONOTONIC",
-            "start_ns": self.start_ns,
-            "boots": boots,
-            "exit": { "ns": end_ns, "reason": reason, "status": status },
-            "exits": exits,
-            "process": { "peak_kib": peak_kib(), "page_faults": page_faults() },
-        })
+        let counted = now();
+        for _ in 0..ROUNDS {
+            scratch.step("none");
+        }
+        let stamped = now();
+        let stamps: usize = self.boots.iter().map(|boot| boot.setup.len() + boot.marks.len()).sum();
+        (counted - start) / ROUNDS * self.exits
+            + (stamped - counted) / ROUNDS * u64::try_from(stamps).unwrap_or(0)
     }
 }
 
-impl Boot {
-    fn json(&self) -> Value {
-        let marks: Vec<_> = self
-            .marks
-            .iter()
-            .map(|mark| {
-                let name = post::name(mark.code);
-                json!({ "code": mark.code, "name": name, "ns": mark.ns, "exits": mark.exits })
-            })
-            .collect();
-        let placed: Map<_, _> = self
-            .placed
-            .iter()
-            .map(|(name, range)| ((*name).into(), json!([range.start(), range.end()])))
-            .collect();
-        json!({
-            "path": if self.direct { "direct" } else { "firmware" },
-            "setup_end_ns": self.setup_end_ns,
-            "first_run_ns": self.first_run_ns,
-            "marks": marks,
-            "placed": placed,
-            "kvm_exits": self.kvm_exits,
-            "kvm_page_faults": self.kvm_page_faults,
-            "firmware": self.firmware.map(|(stamps, tsc_khz)| json!({
-                "clock": "TSC",
-                "khz": tsc_khz,
-                "start": stamps.start,
-                "load_kernel": stamps.load_kernel,
-                "kernel_entry": stamps.kernel_entry,
-            })),
-        })
-    }
-}
-
-/// KiB of memory that this process had at most, guest RAM that was touched included (Linux,
-/// Documentation/filesystems/proc.rst, VmHWM).
-fn peak_kib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
-}
-
-/// Page faults of this process that needed no reading (as above, stat, min_flt: the eighth field
-/// behind the name, which ends with a parenthesis).
-fn page_faults() -> Option<u64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
+/// Page faults of this process so far that needed no reading.
+fn page_faults() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call writes no more than a rusage to the address, which is one.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    // SAFETY: integers, which were zero before the call.
+    let usage = unsafe { usage.assume_init() };
+    u64::try_from(usage.ru_minflt).unwrap_or(0)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_and_marks_are_in_the_trace() {
-        let mut trace = Trace::new(Path::new("x"), 5);
-        trace.enter_guest(true, &[("kernel", Range::between(1, 2))]);
-        trace.first_run();
-        trace.count(Exit::IoOut, "COM1");
-        trace.count(Exit::IoOut, "COM1");
-        trace.count(Exit::MmioRead, "unclaimed");
-        trace.mark(post::GUEST_INIT);
-        trace.kvm_counts(Some(9), Some(8));
-        let stamps = BootTrace { start: 10, load_kernel: 20, kernel_entry: 30 };
-        trace.firmware(Some((stamps, Some(1000))));
-        let json = trace.json("power off", 0, 77);
-        assert_eq!(json["start_ns"], 5);
-        assert_eq!(json["exits"]["io_out"]["COM1"], 2);
-        assert_eq!(json["exits"]["total"], 3);
-        let boot = &json["boots"][0];
-        assert_eq!(boot["path"], "direct");
-        assert_eq!(boot["marks"][0]["name"], "kernel entry");
-        assert_eq!(boot["marks"][0]["ns"], boot["first_run_ns"]);
-        assert_eq!(boot["marks"][1]["code"], 0xe0);
-        assert_eq!(boot["marks"][1]["exits"], 3);
-        assert_eq!((&boot["kvm_exits"], &boot["kvm_page_faults"]), (&9.into(), &8.into()));
-        assert!(json["process"]["peak_kib"].as_u64().unwrap() > 0);
-        assert!(json["process"]["page_faults"].as_u64().unwrap() > 0);
-        assert_eq!(boot["firmware"]["load_kernel"], 20);
-        assert_eq!(boot["firmware"]["khz"], 1000);
-        assert_eq!(json["exit"]["reason"], "power off");
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ use crate::control::{Request, Verdict};
 use crate::crew::Crew;
 use crate::devices::ioapic::Messages;
 use crate::signals::Interruptible;
-use crate::trace::Exit;
+use crate::trace::{Event, Exit};
 use recent::Recent;
 
 /// How a run of the guest ended.
@@ -65,6 +65,13 @@ const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
 /// IA32_MISC_ENABLE: its number, and its bit for fast string operations.
 const MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1;
+
+/// EFER and MSR_KVM_SYSTEM_TIME_NEW: what a trace is told of.
+pub const EARLY_MSRS: [u32; 2] = [EFER, KVM_SYSTEM_TIME];
+const EFER: u32 = 0xc000_0080;
+const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+/// EFER: system calls are on.
+const EFER_SCE: u64 = 1;
 
 /// A virtual CPU.
 pub struct Vcpu {
@@ -156,7 +163,9 @@ impl Vcpu {
                 crew.count(Exit::IoOut, || ports.name_at(port.into()));
                 self.recent.push(Exit::IoOut, port.into(), data);
                 let writes = data.chunks(io_width(self.run));
-                return Ok(write_each(writes, |data| ports.write(port.into(), data)));
+                let action = write_each(writes, |data| ports.write(port.into(), data));
+                crew.mark_output(port);
+                return Ok(action);
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 crew.count(Exit::IoIn, || ports.name_at(port.into()));
@@ -179,6 +188,15 @@ impl Vcpu {
                 crew.board.end_of_interrupt(vector);
                 self.recent.push(Exit::Eoi, vector.into(), &[]);
             }
+            Ok(VcpuExit::X86Wrmsr(write)) => {
+                crew.count(Exit::Msr, || "CPU");
+                let (index, value) = (write.index, write.data);
+                self.write_msr(index, value);
+                self.recent.push(Exit::Msr, index.into(), &value.to_le_bytes());
+                if let Some(event) = early_event(index, value) {
+                    crew.mark_first(event);
+                }
+            }
             Ok(VcpuExit::Shutdown) => {
                 self.tell_of_triple_fault(crew);
                 return Ok(Action::Reset(TRIPLE_FAULT));
@@ -199,6 +217,17 @@ impl Vcpu {
             Err(error) => return Err(self.run_error(error, crew)),
         }
         Ok(Action::None)
+    }
+
+    /// Does what the guest's WRMSR would have done, had nobody wanted to know of it.
+    fn write_msr(&mut self, index: u32, data: u64) {
+        let entry = kvm_msr_entry { index, data, ..Default::default() };
+        let is_set = Msrs::from_entries(&[entry]).is_ok_and(|msr| self.fd.set_msrs(&msr) == Ok(1));
+        // SAFETY: the page is mapped as long as `self.fd` lives.
+        let error = unsafe { &raw mut (*self.run).__bindgen_anon_1.msr.error };
+        // SAFETY: the exit reason is KVM_EXIT_X86_WRMSR (the caller matched it), and nobody else
+        // writes to this part of the page outside KVM_RUN. Not zero, it has KVM inject #GP.
+        unsafe { ptr::write_volatile(error, u8::from(!is_set)) };
     }
 
     /// The rate of the time-stamp counter in kHz, if KVM knows it.
@@ -251,6 +280,15 @@ fn io_width(run: *mut kvm_run) -> usize {
     // part of the page outside KVM_RUN.
     let width = unsafe { ptr::read_volatile(size) };
     usize::from(width.max(1))
+}
+
+/// What a write of one of [`EARLY_MSRS`] says of the kernel.
+fn early_event(index: u32, value: u64) -> Option<Event> {
+    match index {
+        EFER if value & EFER_SCE != 0 => Some(Event::KernelStart),
+        KVM_SYSTEM_TIME => Some(Event::KvmClock),
+        _ => None,
+    }
 }
 
 /// Writes one after the other, until one asks for something.

@@ -22,6 +22,7 @@ prints what it saw and how long each stage took.
   --initrd FILE        an initramfs (our own, whose init prints facts and powers off)
   --append STRING      the kernel's command line (\"console=ttyS0 quiet\")
   --memory SIZE        the guest's memory, as microvm -m takes it (256M)
+  --timeline           show each stage of both starts
   --microvm WORD       one more word for microvm's command line; may be given more than once
 ";
 
@@ -33,6 +34,7 @@ struct Options {
     append: String,
     memory: String,
     more: Vec<OsString>,
+    timeline: bool,
 }
 
 /// Runs the job.
@@ -50,8 +52,8 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
         Some(initrd) => existing(initrd, "--initrd")?,
         None => workspace::product(build::INITRAMFS)?,
     };
-    let Options { append, memory, more, .. } = options;
-    let guest = Guest { kernel, initrd, append, memory, more };
+    let Options { append, memory, more, timeline, .. } = options;
+    let guest = Guest { kernel, initrd, append, memory, more, timeline };
     match options.host.ground(&workspace::product(build::MICROVM)?)? {
         Ground::Kvm => measure::measure(&guest, Ground::Kvm),
         Ground::Lab => measure_in_lab(&guest),
@@ -86,6 +88,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Options>> {
         append: "console=ttyS0 quiet".into(),
         memory: "256M".into(),
         more: Vec::new(),
+        timeline: false,
     };
     let mut parser = Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
@@ -96,6 +99,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Options>> {
             Arg::Long("append") => options.append = parser.value()?.string()?,
             Arg::Long("memory") => options.memory = parser.value()?.string()?,
             Arg::Long("microvm") => options.more.push(parser.value()?),
+            Arg::Long("timeline") => options.timeline = true,
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
             _ => return Err(argument.unexpected().into()),
         }

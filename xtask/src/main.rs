@@ -21,6 +21,7 @@ mod modules;
 mod process;
 mod test;
 mod tidy;
+mod timeline;
 mod vmlinux;
 mod workspace;
 

@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use crate::ground::Ground;
-use crate::{build, workspace};
+use crate::{build, timeline, workspace};
 
 /// What a boot may take: ten times what the slowest ground needs.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -33,18 +33,22 @@ pub struct Guest {
     pub memory: String,
     /// More words for microvm's command line.
     pub more: Vec<OsString>,
+    /// Show each stage.
+    pub timeline: bool,
 }
 
 impl Guest {
     /// The arguments of `xtask measure` that [`main`] reads back.
     pub fn arguments(&self) -> Vec<OsString> {
-        let Self { kernel, initrd, append, memory, more } = self;
-        let first = [kernel.into(), initrd.into(), append.into(), memory.into()];
+        let Self { kernel, initrd, append, memory, more, timeline } = self;
+        let shown = if *timeline { "timeline" } else { "summary" };
+        let first = [shown.into(), kernel.into(), initrd.into(), append.into(), memory.into()];
         first.into_iter().chain(more.iter().cloned()).collect()
     }
 }
 
-/// `xtask measure KERNEL INITRD APPEND MEMORY [WORD]..`: what `boot` runs within the lab.
+/// `xtask measure timeline|summary KERNEL INITRD APPEND MEMORY [WORD]..`: what `boot` runs in the
+/// lab.
 pub fn main(arguments: Vec<OsString>) -> Result<()> {
     let mut words = Vec::new();
     let mut parser = Parser::from_args(std::iter::once(OsString::from("--")).chain(arguments));
@@ -54,8 +58,8 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
             _ => return Err(argument.unexpected().into()),
         }
     }
-    let more = words.split_off(words.len().min(4));
-    let [kernel, initrd, append, memory] =
+    let more = words.split_off(words.len().min(5));
+    let [shown, kernel, initrd, append, memory] =
         words.try_into().ok().context("measure is a part of boot: run `cargo xtask boot`")?;
     let guest = Guest {
         kernel: kernel.into(),
@@ -63,6 +67,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
         append: append.string()?,
         memory: memory.string()?,
         more,
+        timeline: shown == "timeline",
     };
     measure(&guest, Ground::Lab)
 }
@@ -81,6 +86,11 @@ pub fn measure(guest: &Guest, ground: Ground) -> Result<()> {
         }
     }
     let [firmware, direct] = runs.try_into().ok().context("two paths")?;
+    if guest.timeline {
+        for (run, path) in [(&firmware, Path::Firmware), (&direct, Path::Direct)] {
+            println!("{}:\n{}", path.name(), run.timeline);
+        }
+    }
     print!("{}", report(&firmware, &direct, ground));
     if [&firmware, &direct].iter().any(|run| run.init == Init::NotSeen) {
         bail!("init did not run");
@@ -122,6 +132,8 @@ struct Run {
     end: Option<u64>,
     /// Exits to the VMM until the kernel's entry, until init, in all; KVM's own count.
     exits: [Option<u64>; 4],
+    /// The waterfall.
+    timeline: String,
     /// Pages that KVM mapped on demand, the VMM's page faults, its KiB of memory at most.
     memory: [Option<u64>; 3],
 }
@@ -226,6 +238,7 @@ fn read_run(json: &Value, start: u64, console: &str) -> Result<Run> {
             json["process"]["page_faults"].as_u64(),
             json["process"]["peak_kib"].as_u64(),
         ],
+        timeline: timeline::waterfall(json, start).unwrap_or_default(),
     })
 }
 

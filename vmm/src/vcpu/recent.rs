@@ -66,6 +66,7 @@ impl fmt::Display for Exited {
             Exit::MmioRead => write!(f, "read {address:#x} -> {data:#x}")?,
             Exit::MmioWrite => write!(f, "write {address:#x} <- {data:#x}")?,
             Exit::Eoi => write!(f, "end of interrupt {address:#x}")?,
+            Exit::Msr => write!(f, "wrmsr {address:#x} <- {data:#x}")?,
             Exit::Signal | Exit::Other => write!(f, "{kind:?}")?,
         }
         if *times > 1 { write!(f, " ({times} times)") } else { Ok(()) }

@@ -1,0 +1,132 @@
+//! A trace as JSON, which is also a trace for Perfetto and Chrome.
+//!
+//! The format of those is "Trace Event Format" of the Chromium project: an object with
+//! `traceEvents`; they pass over what they do not know.
+
+use std::fs::read_to_string;
+
+use serde_json::{Map, Value, json};
+
+use super::{Boot, Mark, Step, Trace, page_faults};
+
+/// The rows of the picture: what this process does, and what the guest does.
+const VMM_ROW: u32 = 1;
+const GUEST_ROW: u32 = 2;
+
+impl Trace {
+    pub(super) fn json(&self, reason: &str, status: i32, end_ns: u64) -> Value {
+        let mut exits = Map::new();
+        exits.insert("total".into(), self.exits.into());
+        for (exit, device, count) in &self.counts {
+            let kind = exits.entry(exit.name()).or_insert_with(|| json!({}));
+            kind[device] = (*count).into();
+        }
+        let boots: Vec<_> = self.boots.iter().map(Boot::json).collect();
+        json!({
+            "format": "microvm boot trace 2",
+            "clock": "CLOCK_MONOTONIC",
+            "exec_ns": self.exec_ns,
+            "start_ns": self.start_ns,
+            "boots": boots,
+            "exit": { "ns": end_ns, "reason": reason, "status": status },
+            "exits": exits,
+            "process": { "peak_kib": peak_kib(), "page_faults": page_faults() },
+            "trace_cost_ns": self.cost_ns(),
+            "displayTimeUnit": "ns",
+            "traceEvents": self.events(end_ns),
+        })
+    }
+
+    /// The picture: each step and stage from the end of the one before to its own.
+    fn events(&self, end_ns: u64) -> Vec<Value> {
+        let mut events = vec![name_row(VMM_ROW, "microvm"), name_row(GUEST_ROW, "guest")];
+        let mut from = self.start_ns;
+        events.push(slice(VMM_ROW, "exec", (from.saturating_sub(self.exec_ns), from), json!({})));
+        for boot in &self.boots {
+            let mut page_faults = 0;
+            for step in &boot.setup {
+                let counts = json!({ "page_faults": step.page_faults - page_faults });
+                events.push(slice(VMM_ROW, step.name, (from, step.end_ns), counts));
+                (from, page_faults) = (step.end_ns, step.page_faults);
+            }
+            // What a mark begins lasts until the next.
+            let ends = boot.marks.iter().skip(1).map(|mark| mark.ns).chain([end_ns]);
+            for (mark, end) in boot.marks.iter().zip(ends) {
+                let name = mark.what.name().unwrap_or("POST code");
+                let counts = json!({ "exits": mark.exits, "page_faults": mark.page_faults });
+                events.push(slice(GUEST_ROW, name, (mark.ns, end), counts));
+            }
+            from = end_ns;
+        }
+        events
+    }
+}
+
+/// A bar of the picture; the format counts in microseconds.
+#[expect(clippy::cast_precision_loss, reason = "microseconds of days have less than 53 bits")]
+fn slice(row: u32, name: &str, (start, end): (u64, u64), arguments: Value) -> Value {
+    let microseconds = |ns: u64| ns as f64 / 1e3;
+    let (ts, dur) = (microseconds(start), microseconds(end.saturating_sub(start)));
+    json!({
+        "ph": "X", "pid": 1, "tid": row, "name": name, "ts": ts, "dur": dur, "args": arguments,
+    })
+}
+
+fn name_row(row: u32, name: &str) -> Value {
+    json!({ "ph": "M", "pid": 1, "tid": row, "name": "thread_name", "args": { "name": name } })
+}
+
+impl Boot {
+    fn json(&self) -> Value {
+        let placed: Map<_, _> = self
+            .placed
+            .iter()
+            .map(|(name, range)| ((*name).into(), json!([range.start(), range.end()])))
+            .collect();
+        json!({
+            "path": if self.direct { "direct" } else { "firmware" },
+            "setup": self.setup.iter().map(Step::json).collect::<Vec<_>>(),
+            "setup_end_ns": self.setup_end_ns,
+            "first_run_ns": self.first_run_ns,
+            "marks": self.marks.iter().map(Mark::json).collect::<Vec<_>>(),
+            "placed": placed,
+            "kvm_exits": self.kvm_exits,
+            "kvm_page_faults": self.kvm_page_faults,
+            "firmware": self.firmware.map(|(stamps, tsc_khz)| json!({
+                "clock": "TSC",
+                "khz": tsc_khz,
+                "start": stamps.start,
+                "load_kernel": stamps.load_kernel,
+                "kernel_entry": stamps.kernel_entry,
+            })),
+        })
+    }
+}
+
+impl Step {
+    fn json(&self) -> Value {
+        let Self { name, end_ns, page_faults } = self;
+        json!({ "name": name, "end_ns": end_ns, "page_faults": page_faults })
+    }
+}
+
+impl Mark {
+    fn json(&self) -> Value {
+        let code = match self.what {
+            super::Event::Post(code) => Some(code),
+            _ => None,
+        };
+        let Self { what, ns, exits, page_faults } = self;
+        json!({
+            "code": code, "name": what.name(), "ns": ns, "exits": exits, "page_faults": page_faults,
+        })
+    }
+}
+
+/// KiB of memory that this process had at most, guest RAM that was touched included (Linux,
+/// Documentation/filesystems/proc.rst, VmHWM).
+fn peak_kib() -> Option<u64> {
+    let status = read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
