@@ -26,6 +26,8 @@ pub const INITRAMFS: &str = "initramfs.cpio";
 pub const INITRAMFS_HASH: &str = "initramfs.hash";
 /// Work for a guest's devices.
 pub const GUEST_WORK: &str = "guest-work";
+/// The guest's init, alone.
+pub const GUEST_INIT: &str = "guest-init";
 /// The VMM.
 pub const MICROVM: &str = "microvm";
 
@@ -51,7 +53,7 @@ pub fn build_lab_init() -> Result<PathBuf> {
 
 /// Builds the guest's init and packs it.
 pub fn build_initramfs() -> Result<PathBuf> {
-    let init = build_static("guest", "init", "guest-init")?;
+    let init = build_static("guest", "init", GUEST_INIT)?;
     let path = workspace::product(INITRAMFS)?;
     let archive = Archive::for_guest(&init)?;
     workspace::replace(&path, |partial| archive.write(partial))?;

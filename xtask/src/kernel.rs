@@ -15,6 +15,8 @@ use crate::{apt, fetch, process, workspace};
 
 /// The bzImage, and the same kernel as an ELF file with a PVH note, below `target/guest-kernel`.
 const FORMS: [(&str, &str); 2] = [("arch/x86/boot/bzImage", "bzImage"), ("vmlinux", "vmlinux")];
+/// What a build says of its release.
+const RELEASE: &str = "include/config/kernel.release";
 /// Our fragment of a configuration, in the checkout.
 const FRAGMENT: &str = "docs/guest-kernel.config";
 /// What a kernel's build needs beside a compiler: programs and their packages.
@@ -36,11 +38,13 @@ pub struct GuestKernel {
     pub bzimage: PathBuf,
     /// The ELF file with a PVH note.
     pub vmlinux: PathBuf,
+    /// Its release, as `uname -r` prints it.
+    pub release: String,
 }
 
 /// `cargo xtask build-kernel`: prints where the kernel is and how large.
 pub fn main() -> Result<()> {
-    let GuestKernel { bzimage, vmlinux } = build()?;
+    let GuestKernel { bzimage, vmlinux, release: _ } = build()?;
     for path in [bzimage, vmlinux] {
         let size = fs::metadata(&path).map_or(0, |found| found.len());
         println!("{} ({size} bytes)", workspace::shown(&path));
@@ -66,7 +70,8 @@ pub fn build() -> Result<GuestKernel> {
     for (built, product) in [&bzimage, &vmlinux] {
         workspace::replace(product, |partial| fs::copy(built, partial).map(drop))?;
     }
-    Ok(GuestKernel { bzimage: bzimage.1, vmlinux: vmlinux.1 })
+    let release = fs::read_to_string(output.join(RELEASE)).with_context(|| RELEASE.to_owned())?;
+    Ok(GuestKernel { bzimage: bzimage.1, vmlinux: vmlinux.1, release: release.trim().into() })
 }
 
 /// `make` for this kernel; the same sources and compiler give the same kernel.

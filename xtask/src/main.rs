@@ -9,6 +9,7 @@ mod apt;
 mod boot;
 mod build;
 mod check;
+mod compare;
 mod cost;
 mod fetch;
 mod ground;
@@ -45,6 +46,7 @@ usage: cargo xtask JOB
   ground [--host auto|kvm|lab]
                    says where guests can run here, and why
   firmware-cost    exits, instructions and memory of our BIOS, qboot and SeaBIOS
+  compare          starts of one kernel by microvm and by QEMU, in the lab's clock
   bench-devices    what requests to devices cost, beside QEMU's microvm, in the lab's clock
   check            formatting, lints and the rules of this repository
   tidy             the rules of this repository alone
@@ -64,8 +66,10 @@ fn main() -> ExitCode {
 
 /// Runs a job; what it returns is our exit status.
 fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
-    if !matches!(job, "boot" | "measure" | "test" | "lab" | "ground" | "firmware-cost")
-        && !arguments.is_empty()
+    if !matches!(
+        job,
+        "boot" | "measure" | "test" | "lab" | "ground" | "firmware-cost" | "compare" | "observe"
+    ) && !arguments.is_empty()
     {
         bail!("{job} takes no arguments");
     }
@@ -82,6 +86,9 @@ fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
         "lab" => lab::main(arguments),
         "ground" => ground::main(arguments).map(|()| 0),
         "firmware-cost" => cost::main(&arguments).map(|()| 0),
+        "compare" => compare::main(arguments).map(|()| 0),
+        // What `compare` runs in the lab.
+        "observe" => compare::observe(&arguments).map(|()| 0),
         "bench-devices" => test::bench_devices(),
         "check" => check::main().map(|()| 0),
         "tidy" => tidy::main().map(|()| 0),

@@ -1,0 +1,107 @@
+//! `cargo xtask compare`: one kernel, one initramfs, every way to start them.
+//!
+//! All candidates run one after the other in one lab that counts instructions, and are watched
+//! from outside by the same means: KVM's trace points, what init writes to the console, the
+//! system's own accounts of the process. None of them has to cooperate.
+
+mod candidates;
+mod html;
+mod observe;
+mod peers;
+mod report;
+mod table;
+mod tracer;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+
+use self::candidates::Candidate;
+use self::observe::Observed;
+use self::peers::Peer;
+use self::report::Report;
+use crate::lab::{self, Carried, LabRun};
+use crate::{build, fetch, kernel, workspace};
+
+const USAGE: &str = "\
+usage: cargo xtask compare [--peer NAME=PATH]...
+
+Builds all and a small kernel, starts it by microvm and by QEMU, each through its firmware and,
+where it can, directly, and a container beside them, and prints what each start took.
+target/compare/report.json and report.html have the same figures.
+
+  --peer NAME=PATH  this VMM too; NAME is firecracker, cloud-hypervisor, kvmtool or alioth
+";
+
+/// Runs the job.
+pub fn main(arguments: Vec<OsString>) -> Result<()> {
+    let Some(peers) = parse(arguments)? else {
+        print!("{USAGE}");
+        return Ok(());
+    };
+    build::build_all()?;
+    let kernel = kernel::build()?;
+    let qemu = fetch::qemu()?;
+    let candidates = candidates::all(&kernel, &peers)?;
+    let rows = in_lab(&candidates)?;
+    let report = Report::new(&kernel, &qemu, &candidates, rows)?;
+    print!("{}", table::render(&report.rows));
+    let folder = workspace::target("compare")?;
+    let json = serde_json::to_string_pretty(&report.to_json())?;
+    for (name, text) in [("report.json", json), ("report.html", html::render(&report))] {
+        let path = folder.join(name);
+        workspace::replace(&path, |partial| fs::write(partial, &text))?;
+        println!("{}", workspace::shown(&path));
+    }
+    Ok(())
+}
+
+/// The peers; none at all when help is wanted.
+fn parse(arguments: Vec<OsString>) -> Result<Option<Vec<Peer>>> {
+    use lexopt::prelude::{Long, Short, ValueExt as _};
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut peers = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("peer") => peers.push(Peer::parse(&parser.value()?.string()?)?),
+            Long("help") | Short('h') => return Ok(None),
+            _ => return Err(argument.unexpected()).context("compare takes --peer NAME=PATH alone"),
+        }
+    }
+    Ok(Some(peers))
+}
+
+/// What is observed of the candidates in one run of the lab.
+fn in_lab(candidates: &[Candidate]) -> Result<Vec<Observed>> {
+    let plan = workspace::target("compare")?.join("plan.json");
+    let text = serde_json::to_string_pretty(&candidates::to_json(candidates))?;
+    workspace::replace(&plan, |partial| fs::write(partial, &text))?;
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut lab_run =
+        LabRun::new([program.into_os_string(), "observe".into(), plan.clone().into()]);
+    lab_run.icount = true;
+    let files = candidates.iter().flat_map(|candidate| candidate.files.clone()).chain([plan]);
+    for host in files.collect::<BTreeSet<_>>() {
+        lab_run.files.push(Carried { guest: host.clone(), host });
+    }
+    let outcome = lab::capture(&lab_run)?;
+    if outcome.status != 0 {
+        bail!("the comparison in the lab ended with status {}", outcome.status);
+    }
+    let rows = serde_json::from_slice(&outcome.stdout).context("reading what the lab observed")?;
+    observe::from_json(&rows).context("the lab's report lacks something")
+}
+
+/// `xtask observe PLAN`: what `compare` runs in the lab.
+pub fn observe(arguments: &[OsString]) -> Result<()> {
+    let [plan] = arguments else { bail!("observe is a part of compare: run cargo xtask compare") };
+    let text = fs::read_to_string(plan).context("reading the plan")?;
+    let plan = serde_json::from_str(&text).context("parsing the plan")?;
+    let candidates: Vec<Candidate> =
+        candidates::from_json(&plan).context("the plan is not whole")?;
+    let rows = candidates.iter().map(observe::candidate).collect::<Result<Vec<Observed>>>()?;
+    println!("{}", observe::to_json(&rows));
+    Ok(())
+}

@@ -1,0 +1,329 @@
+//! One candidate, watched: when it came how far, and what it took. Runs in the lab.
+
+use std::io::{self, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use serde_json::{Value, json};
+
+use super::candidates::Candidate;
+use super::tracer::{self, Event, Tracer};
+
+/// Init's line.
+const INIT_LINE: &str = "~guest-init";
+/// How long a guest may take to that line, and from there to its end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is known of a candidate; times in nanoseconds from just before its process was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Its name.
+    pub name: String,
+    /// The first entry into the guest, the first exit of the kernel's, init's port, the end.
+    pub first_run: Option<u64>,
+    /// The first exit from the kernel's addresses: its first instruction touches new memory.
+    pub kernel: Option<u64>,
+    /// Init's first byte on the console.
+    pub init: Option<u64>,
+    /// The process has ended.
+    pub end: Option<u64>,
+    /// KVM's exits, to the end.
+    pub exits: Option<u64>,
+    /// Those to user space.
+    pub to_user: Option<u64>,
+    /// System calls of the process.
+    pub calls: Option<u64>,
+    /// KiB of its memory when init runs, its share of what others use too (PSS).
+    pub pss_kib: Option<u64>,
+    /// Likewise, without the guest's memory.
+    pub own_kib: Option<u64>,
+    /// Bytes of the program.
+    pub program: Option<u64>,
+    /// Shared libraries that are mapped.
+    pub libraries: Option<u64>,
+}
+
+/// Observes a candidate in four starts: to warm up, for the moments, for the counts, for memory.
+pub fn candidate(candidate: &Candidate) -> Result<Observed> {
+    let name = &candidate.name;
+    eprintln!("compare: {name}");
+    let observe = || -> Result<Observed> {
+        let mut observed = Observed { name: name.clone(), ..Observed::default() };
+        run(candidate)?;
+        moments(candidate, &mut observed)?;
+        counts(candidate, &mut observed)?;
+        memory(candidate, &mut observed)?;
+        Ok(observed)
+    };
+    observe().with_context(|| name.clone())
+}
+
+fn moments(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
+    let tracer = Tracer::moments()?;
+    let Run { start, line, end } = run(candidate)?;
+    let events = tracer.events()?;
+    observed.end = end.map(|end| end - start);
+    if !candidate.is_machine {
+        observed.init = Some(line - start);
+        return Ok(());
+    }
+    let first = |name: &str| {
+        let event = events.iter().find(|event| event.name == name && event.ns >= start)?;
+        Some(event.ns - start)
+    };
+    observed.first_run = first("kvm_entry");
+    let is_kernel = |event: &&Event| event.rip.is_some_and(|rip| tracer::KERNEL.contains(&rip));
+    // Entered directly, the kernel has begun with the first entry.
+    let entered = events.iter().find(|event| event.ns >= start).filter(is_kernel);
+    observed.kernel = entered.map(|event| event.ns - start).or_else(|| first("kvm_exit"));
+    observed.init = first("kvm_pio");
+    if [observed.first_run, observed.kernel, observed.init].contains(&None) {
+        bail!("a moment is missing in the trace: {events:?}");
+    }
+    Ok(())
+}
+
+fn counts(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
+    let tracer = Tracer::counts()?;
+    run(candidate)?;
+    let events = tracer.events()?;
+    let here = std::process::id();
+    let count = |name: &str| {
+        let is_its = |event: &&Event| event.thread != here && event.name == name;
+        u64::try_from(events.iter().filter(is_its).count()).ok()
+    };
+    observed.exits = count("kvm_exit");
+    observed.to_user = count("kvm_userspace_exit");
+    observed.calls = count("sys_enter");
+    Ok(())
+}
+
+fn memory(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
+    let mut child = spawn(&candidate.staying)?;
+    let mut console = Vec::new();
+    let seen = read_console(&mut child, &mut console, Some(INIT_LINE));
+    // Whatever the console still has to say, and whatever it takes.
+    thread::sleep(Duration::from_millis(50));
+    let maps = family(child.id()).and_then(|family| {
+        let maps = |process: &u32| fs::read_to_string(format!("/proc/{process}/smaps"));
+        family.iter().map(maps).collect::<io::Result<String>>()
+    });
+    let all = family(child.id());
+    child.kill().context("ending it")?;
+    for process in all.context("listing its processes")?.iter().skip(1) {
+        // A child may have ended with its parent.
+        if let Some(process) = i32::try_from(*process).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
+    child.wait().context("waiting for its end")?;
+    if seen? != Stop::Found {
+        bail!("init did not run; the console: {}", String::from_utf8_lossy(&console));
+    }
+    let maps = parse_maps(&maps.context("reading its memory map")?);
+    observed.pss_kib = Some(maps.iter().map(|map| map.pss_kib).sum());
+    observed.own_kib = Some(maps.iter().filter(|map| !map.is_ram()).map(|map| map.pss_kib).sum());
+    let mut libraries: Vec<_> = maps.iter().filter_map(|map| map.library.as_deref()).collect();
+    libraries.sort_unstable();
+    libraries.dedup();
+    observed.libraries = u64::try_from(libraries.len()).ok();
+    let program = candidate.command.first().context("no program")?;
+    observed.program = fs::metadata(program).ok().map(|found| found.len());
+    Ok(())
+}
+
+/// A process and those that it began, and they.
+fn family(process: u32) -> io::Result<Vec<u32>> {
+    let mut family = vec![process];
+    let mut next = 0;
+    while let Some(process) = family.get(next) {
+        for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+            let children = fs::read_to_string(thread?.path().join("children"))?;
+            family.extend(children.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+        }
+        next += 1;
+    }
+    Ok(family)
+}
+
+/// A mapping of the process.
+#[derive(Debug, PartialEq, Eq)]
+struct Map {
+    kib: u64,
+    pss_kib: u64,
+    library: Option<String>,
+}
+
+impl Map {
+    /// Guest RAM is larger than all else.
+    fn is_ram(&self) -> bool {
+        self.kib >= 64 << 10 && self.pss_kib > 0
+    }
+}
+
+/// Reads /proc/PID/smaps.
+fn parse_maps(text: &str) -> Vec<Map> {
+    let mut maps: Vec<Map> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let Some(first) = words.next() else { continue };
+        let number = |mut words: std::str::SplitWhitespace<'_>| words.next()?.parse().ok();
+        match (first, maps.last_mut()) {
+            ("Size:", Some(map)) => map.kib = number(words).unwrap_or(0),
+            ("Pss:", Some(map)) => map.pss_kib = number(words).unwrap_or(0),
+            _ if first.ends_with(':') => {}
+            _ => {
+                let path = words.next_back().filter(|path| path.contains(".so"));
+                maps.push(Map { kib: 0, pss_kib: 0, library: path.map(str::to_owned) });
+            }
+        }
+    }
+    maps
+}
+
+fn spawn(command: &[String]) -> Result<Child> {
+    let (program, arguments) = command.split_first().context("no program")?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().with_context(|| format!("starting {program}"))
+}
+
+/// A start: when it began, when init's line was read, when the process had ended, if it did.
+struct Run {
+    start: u64,
+    line: u64,
+    end: Option<u64>,
+}
+
+/// Runs a candidate to its end.
+fn run(candidate: &Candidate) -> Result<Run> {
+    let start = now();
+    let mut child = spawn(&candidate.command)?;
+    let mut console = Vec::new();
+    let first = read_console(&mut child, &mut console, Some(INIT_LINE))?;
+    let line = now();
+    let last =
+        if first == Stop::Found { read_console(&mut child, &mut console, None)? } else { first };
+    if last != Stop::End {
+        child.kill().context("ending it")?;
+    }
+    let status = child.wait().context("waiting for its end")?;
+    let end = (last == Stop::End).then(now);
+    if first != Stop::Found {
+        let console = String::from_utf8_lossy(&console);
+        bail!("init did not run ({status}); the console: {console}");
+    }
+    Ok(Run { start, line, end })
+}
+
+/// Why the console was not read further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// The text is there.
+    Found,
+    /// Nobody will write any more.
+    End,
+    /// [`PATIENCE`] is over.
+    Silence,
+}
+
+/// Reads what a candidate prints until `text` is there, or to the end.
+fn read_console(child: &mut Child, console: &mut Vec<u8>, text: Option<&str>) -> Result<Stop> {
+    let output = child.stdout.as_mut().context("its console")?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut chunk = [0; 4096];
+    loop {
+        if text.is_some_and(|text| String::from_utf8_lossy(console).contains(text)) {
+            return Ok(Stop::Found);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).context("a time to wait")?;
+        let mut wanted = [PollFd::new(output, PollFlags::IN)];
+        if poll(&mut wanted, Some(&left)).context("waiting for its console")? == 0 {
+            return Ok(Stop::Silence);
+        }
+        let size = output.read(&mut chunk).context("reading its console")?;
+        if size == 0 {
+            return Ok(Stop::End);
+        }
+        console.extend_from_slice(chunk.get(..size).unwrap_or_default());
+    }
+}
+
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
+/// A row's fields, by their names in JSON.
+const FIELDS: [(&str, Field); 11] = [
+    ("first_run_ns", |row| &mut row.first_run),
+    ("kernel_ns", |row| &mut row.kernel),
+    ("init_ns", |row| &mut row.init),
+    ("end_ns", |row| &mut row.end),
+    ("exits", |row| &mut row.exits),
+    ("exits_to_user", |row| &mut row.to_user),
+    ("system_calls", |row| &mut row.calls),
+    ("pss_kib", |row| &mut row.pss_kib),
+    ("own_pss_kib", |row| &mut row.own_kib),
+    ("program_bytes", |row| &mut row.program),
+    ("shared_libraries", |row| &mut row.libraries),
+];
+type Field = fn(&mut Observed) -> &mut Option<u64>;
+
+/// The report.
+pub fn to_json(rows: &[Observed]) -> Value {
+    let one = |row: &Observed| {
+        let mut row = row.clone();
+        let mut object = json!({ "name": row.name });
+        for (name, field) in FIELDS {
+            object[name] = (*field(&mut row)).into();
+        }
+        object
+    };
+    rows.iter().map(one).collect()
+}
+
+/// The report's rows.
+pub fn from_json(report: &Value) -> Option<Vec<Observed>> {
+    let one = |value: &Value| {
+        let name = value["name"].as_str()?.to_owned();
+        let mut row = Observed { name, ..Observed::default() };
+        for (name, field) in FIELDS {
+            *field(&mut row) = value[name].as_u64();
+        }
+        Some(row)
+    };
+    report.as_array()?.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_comes_back_as_it_was_written() {
+        let mut row = Observed { name: "x".into(), init: Some(7), ..Observed::default() };
+        row.libraries = Some(0);
+        assert_eq!(from_json(&to_json(&[row.clone()])), Some(vec![row]));
+        assert_eq!(from_json(&json!([{}])), None);
+    }
+
+    #[test]
+    fn guest_memory_is_told_from_the_program_s_own() {
+        let text = "7f00-7f10 rw-p 0 00:00 0 \nSize:  131072 kB\nRss: 9 kB\nPss:  20000 kB\n\
+                    5500-5510 r-xp 0 08:01 5   /lib/x86/libc.so.6\nSize: 8 kB\nPss: 4 kB\n\
+                    5510-5520 r--p 0 08:01 5   /lib/x86/libc.so.6\nSize: 8 kB\nPss: 1 kB\n";
+        let maps = parse_maps(text);
+        assert_eq!(maps.len(), 3);
+        assert!(maps[0].is_ram() && !maps[1].is_ram());
+        assert_eq!((maps[0].pss_kib, maps[1].pss_kib), (20_000, 4));
+        assert_eq!(maps[1].library, maps[2].library);
+    }
+}

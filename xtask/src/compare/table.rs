@@ -1,0 +1,80 @@
+//! The comparison for people.
+
+use std::fmt::Write;
+
+use super::observe::Observed;
+
+/// How the figures came to be.
+pub const CONDITIONS: &str = "
+Virtual ms: a million instructions of VMM, host kernel and guest together, in the nested lab with
+one processor; no hardware time. Guest: the kernel of target/guest-kernel, 128 MiB, one CPU; the
+same initramfs and command line for all. Init writes a line and restarts the machine, which ends
+the VMM. Each row is four starts: one to warm up, one for the times (three trace points), one for
+exits and system calls (all trace points), one for memory. Kernel: KVM's first entry to the
+kernel's addresses, or its first exit from them. PSS is memory with its share of shared pages, when
+init runs; own is the VMM's without the guest's. Lean is QEMU's
+microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off. The container is the same init in
+namespaces of its own; it has no kernel to start, so it is the floor and no peer. A VMM that stays
+when its guest restarts has no end.
+";
+
+/// A column: its heading, and its figure of a row.
+pub type Column = (&'static str, fn(&Observed) -> String);
+
+/// All columns.
+pub const COLUMNS: [Column; 12] = [
+    ("virtual ms from exec to", |row| row.name.clone()),
+    ("first run", |row| milliseconds(row.first_run)),
+    ("kernel", |row| milliseconds(row.kernel)),
+    ("init", |row| milliseconds(row.init)),
+    ("end", |row| milliseconds(row.end)),
+    ("exits", |row| count(row.exits)),
+    ("to VMM", |row| count(row.to_user)),
+    ("calls", |row| count(row.calls)),
+    ("PSS KiB", |row| count(row.pss_kib)),
+    ("own KiB", |row| count(row.own_kib)),
+    ("libraries", |row| count(row.libraries)),
+    ("program KB", |row| count(row.program.map(|bytes| bytes.div_ceil(1000)))),
+];
+
+/// Hundredths of milliseconds, or a dash.
+pub fn milliseconds(ns: Option<u64>) -> String {
+    ns.map_or("-".to_owned(), |ns| format!("{}.{:02}", ns / 1_000_000, ns / 10_000 % 100))
+}
+
+fn count(count: Option<u64>) -> String {
+    count.map_or("-".to_owned(), |count| count.to_string())
+}
+
+/// The table, and what it means.
+pub fn render(rows: &[Observed]) -> String {
+    let mut lines = vec![COLUMNS.map(|(name, _)| name.to_owned())];
+    lines.extend(rows.iter().map(|row| COLUMNS.map(|(_, figure)| figure(row))));
+    let mut text = String::new();
+    for line in &lines {
+        for (index, cell) in line.iter().enumerate() {
+            let cells = lines.iter().filter_map(|line| line.get(index));
+            let width = cells.map(String::len).max().unwrap_or(0);
+            let _ = match index {
+                0 => write!(text, "{cell:width$}"),
+                _ => write!(text, "  {cell:>width$}"),
+            };
+        }
+        text.push('\n');
+    }
+    text + CONDITIONS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_a_figure_for_each_column() {
+        let mut row = Observed { name: "x".into(), init: Some(78_641_000), ..Observed::default() };
+        row.to_user = Some(104);
+        let text = render(&[row]);
+        let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(words, ["x", "-", "-", "78.64", "-", "-", "104", "-", "-", "-", "-", "-"]);
+    }
+}
