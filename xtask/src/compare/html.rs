@@ -7,14 +7,14 @@ use super::report::Report;
 use super::table;
 
 const HEAD: &str = "<!DOCTYPE html>
-<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Starting one Linux by every way</title><style>
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; }
+<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Starting one Linux</title><style>
+body { font: 15px system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .2rem .5rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; } pre { white-space: pre-wrap; font-size: 12px; }
 svg { width: 100%; height: auto; } .a { fill: #d95f02; } .b { fill: #7570b3; } .c { fill: #1b9e77; }
 .d { fill: #bbb; } text { font: 12px system-ui, sans-serif; }
-</style></head><body><h1>Starting one Linux by every way</h1>
+</style></head><body><h1>Starting one Linux, every way</h1>
 ";
 /// The parts of a bar: class, and what it is.
 const PARTS: [(&str, &str); 4] = [

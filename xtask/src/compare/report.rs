@@ -40,7 +40,7 @@ impl Report {
         let initrd = workspace::product(build::INITRAMFS)?;
         let conditions = vec![
             ("clock", CLOCK.to_owned()),
-            ("machine", "QEMU's TCG, one processor of AMD's kind with SVM, 4 KiB NPT".to_owned()),
+            ("machine", "TCG of QEMU, one processor with SVM".to_owned()),
             ("host kernel", format!("Linux {}", fetch::kernel()?.release)),
             ("guest", guest),
             ("initramfs", format!("{} bytes, one static program", size(&initrd))),
@@ -65,8 +65,8 @@ impl Report {
 }
 
 /// What the times are.
-pub const CLOCK: &str = "virtual: one millisecond is a million instructions of VMM, host kernel and \
-                         guest together, counted by QEMU (-icount); no hardware time";
+const CLOCK: &str = "virtual: one millisecond is a million instructions of VMM, host kernel \
+                     and guest together, counted by QEMU (-icount); no hardware time";
 
 /// A program's word on its version.
 fn first_line(program: &Path) -> Result<String> {
