@@ -231,11 +231,10 @@ impl Config {
         })
     }
 
-    /// Whose interrupt chips there are. Without ACPI, a kernel that knows no MP tables (Debian's)
-    /// needs the 8259s for every device; with it there is nothing that needs them. What either
-    /// costs is in docs/microvm.md.
+    /// Whose interrupt chips there are. KVM's spare a kernel half of its exits to this program at
+    /// its start; what either costs is in docs/microvm.md.
     pub fn irqchip(&self) -> Irqchip {
-        self.irqchip.unwrap_or(if self.acpi { Irqchip::Split } else { Irqchip::Kernel })
+        self.irqchip.unwrap_or(Irqchip::Kernel)
     }
 }
 

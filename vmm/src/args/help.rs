@@ -128,7 +128,7 @@ pub(super) fn machine_properties() -> String {
     let mut text = String::from("microvm options:\n");
     for (name, values) in [
         ("acpi", "on (default), off, auto"),
-        ("kernel-irqchip", "split (default with ACPI), on (default without)"),
+        ("kernel-irqchip", "on (default), split: the I/O APIC is in this program, not in KVM"),
         ("pic", "on, off: the 8259s of kernel-irqchip=on"),
         ("isa-serial", "on (default), off"),
         ("auto-kernel-cmdline", "on (default), off: virtio_mmio.device= without ACPI"),

@@ -25,7 +25,7 @@ pub struct Candidate {
 }
 
 /// Init says that it runs by a line, and restarts the machine, which ends the VMM.
-pub const APPEND: &str = "console=ttyS0 quiet reboot=t panic=-1 -- brief";
+pub const APPEND: &str = "console=ttyS0 quiet reboot=t panic=-1 pci=off -- brief";
 /// Added to that: init stays.
 pub const STAY: &str = " stay";
 /// The machine, in the words that microvm and QEMU share.
