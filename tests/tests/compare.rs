@@ -102,10 +102,7 @@ const DIFFERENCES: [Difference; 22] = [
         "ACPI: FACP boot flags",
         "ours say that there is no VGA and no CMOS clock; QEMU's nothing",
     ),
-    both(
-        "ACPI: APIC PCAT_COMPAT",
-        "there is no PIC with pic=off; QEMU says that there is",
-    ),
+    both("ACPI: APIC PCAT_COMPAT", "there is no PIC with pic=off; QEMU says that there is"),
     only_qemu_s("ACPI: APIC I/O APIC 1", "for 24 virtio devices; here are slots for 8"),
     only_qemu_s("ACPI: DSDT _SB_ PNP0B00 *", "there is no CMOS clock; QEMU has none under KVM"),
     both(

@@ -275,7 +275,8 @@ fn the_console_types_both_ways_and_loses_nothing() {
     let init = initramfs(folder.path(), "console", &CONSOLE, TALKER);
     for boot in [Boot::Firmware, Boot::Direct] {
         let mut command = Command::new(product("microvm"));
-        command.args(["-M", "microvm,isa-serial=off,kernel-irqchip=split", "-m", "256M", "-append", "quiet"]);
+        command.args(["-M", "microvm,isa-serial=off,kernel-irqchip=split"]);
+        command.args(["-m", "256M", "-append", "quiet"]);
         command.arg("-kernel").arg(kernel()).arg("-initrd").arg(&init);
         command.args(["-nodefaults", "-display", "none", "-chardev", "stdio,id=c"]);
         command.args(["-device", "virtio-serial-device", "-device", "virtconsole,chardev=c"]);
