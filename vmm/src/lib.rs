@@ -23,6 +23,7 @@ pub mod control;
 pub mod cpuid;
 pub mod crew;
 pub mod devices;
+pub mod farewell;
 pub mod fw_cfg;
 pub mod image;
 pub mod machine;

@@ -30,6 +30,7 @@ use crate::cpuid::{self, Cpuid, Topology};
 use crate::crew::Crew;
 use crate::devices::ioapic::{Message, Messages};
 use crate::devices::serial::Com1;
+use crate::farewell;
 use crate::fw_cfg::{FwCfg, Item, Items};
 use crate::image::Images;
 use crate::memory::GuestRam;
@@ -65,7 +66,7 @@ pub struct Machine {
     // In the order of their end: CPUs and VM before the memory that they use.
     cpus: Vec<Vcpu>,
     board: Board<Injector>,
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
     state: InitState,
     on_panic: PanicAction,
@@ -132,7 +133,14 @@ impl Machine {
         }
         step(trace, "registers and board");
         let (on_panic, ram) = (config.actions.panic, ram.clone());
-        Ok(Self { cpus, board, _vm: vm, ram, state, on_panic, begun: false, cpuid, stamps })
+        Ok(Self { cpus, board, vm, ram, state, on_panic, begun: false, cpuid, stamps })
+    }
+
+    /// Ends the machine, without waiting until KVM has taken it apart.
+    pub fn end(self) {
+        let keeper = farewell::keep(&*self.vm);
+        drop(self);
+        drop(keeper);
     }
 
     /// Features of CPUs that the user asked for and the guest does not have.

@@ -122,11 +122,14 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
             _ => 0,
         };
         match follow(config, &control, &com1, end)? {
-            Next::End(outcome) => return Ok(outcome),
+            Next::End(outcome) => {
+                machine.end();
+                return Ok(outcome);
+            }
             Next::GoOn => {}
             Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
             Next::Reset => {
-                drop(machine);
+                machine.end();
                 machine = Machine::new(config, &images, &ram, (&com1, &devices.all), trace)?;
                 control.revive();
             }

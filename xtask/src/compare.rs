@@ -26,25 +26,30 @@ use crate::lab::{self, Carried, LabRun};
 use crate::{build, fetch, kernel, workspace};
 
 const USAGE: &str = "\
-usage: cargo xtask compare [--peer NAME=PATH]...
+usage: cargo xtask compare [--only TEXT] [--peer NAME=PATH]...
 
 Builds all and a small kernel, starts it by microvm and by QEMU, each through its firmware and,
 where it can, directly, and a container beside them, and prints what each start took.
 target/compare/report.json and report.html have the same figures.
 
+  --only TEXT       only the rows that have TEXT in their name
   --peer NAME=PATH  this VMM too; NAME is firecracker, cloud-hypervisor, kvmtool or alioth
 ";
 
 /// Runs the job.
 pub fn main(arguments: Vec<OsString>) -> Result<()> {
-    let Some(peers) = parse(arguments)? else {
+    let Some((only, peers)) = parse(arguments)? else {
         print!("{USAGE}");
         return Ok(());
     };
     build::build_all()?;
     let kernel = kernel::build()?;
     let qemu = fetch::qemu()?;
-    let candidates = candidates::all(&kernel, &peers)?;
+    let mut candidates = candidates::all(&kernel, &peers)?;
+    candidates.retain(|candidate| candidate.name.contains(&only));
+    if candidates.is_empty() {
+        bail!("--only {only}: no row has that in its name");
+    }
     let rows = in_lab(&candidates)?;
     let report = Report::new(&kernel, &qemu, &candidates, rows)?;
     print!("{}", table::render(&report.rows));
@@ -58,19 +63,20 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
     Ok(())
 }
 
-/// The peers; none at all when help is wanted.
-fn parse(arguments: Vec<OsString>) -> Result<Option<Vec<Peer>>> {
+/// Which rows, and the peers; nothing when help is wanted.
+fn parse(arguments: Vec<OsString>) -> Result<Option<(String, Vec<Peer>)>> {
     use lexopt::prelude::{Long, Short, ValueExt as _};
     let mut parser = lexopt::Parser::from_args(arguments);
-    let mut peers = Vec::new();
+    let (mut only, mut peers) = (String::new(), Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
             Long("peer") => peers.push(Peer::parse(&parser.value()?.string()?)?),
+            Long("only") => only = parser.value()?.string()?,
             Long("help") | Short('h') => return Ok(None),
-            _ => return Err(argument.unexpected()).context("compare takes --peer NAME=PATH alone"),
+            _ => return Err(argument.unexpected()).context("see cargo xtask compare --help"),
         }
     }
-    Ok(Some(peers))
+    Ok(Some((only, peers)))
 }
 
 /// What is observed of the candidates in one run of the lab.
