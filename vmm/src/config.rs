@@ -32,6 +32,8 @@ pub struct Config {
     pub acpi: bool,
     /// Whose interrupt chips there are, if that is said.
     pub irqchip: Option<Irqchip>,
+    /// Whether a bzImage is unpacked on the host, once, and its ELF kernel started.
+    pub kernel_cache: bool,
     /// Whether there is a COM1.
     pub isa_serial: bool,
     /// What is done when the guest resets itself, powers off or panics.
@@ -362,6 +364,7 @@ impl Default for Config {
             serial: Chardev::Null,
             acpi: true,
             irqchip: None,
+            kernel_cache: false,
             isa_serial: true,
             actions: Actions::default(),
             start_stopped: false,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use abi::linux::SetupHeader;
 
 use crate::config::{Config, Contents};
+use crate::kernel_cache;
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The unpacked kernel.
+    #[error(transparent)]
+    Cache(#[from] kernel_cache::Error),
     /// Its size cannot be.
     #[error("{what} '{path}': {size} bytes; {wanted}")]
     Size {
@@ -157,6 +161,16 @@ impl Kernel {
         Ok(Self { image, format })
     }
 
+    /// The kernel within a bzImage; an ELF file is unpacked already.
+    fn unpacked(self) -> Result<Self, Error> {
+        if matches!(self.format, Format::Elf) {
+            return Ok(self);
+        }
+        let path = kernel_cache::find(self.image.path(), self.image.file())?;
+        let image = Arc::new(Image::open("-kernel", &path)?);
+        Ok(Self { image, format: Format::Elf })
+    }
+
     /// Whether it looks like Linux, and not like a small program of the same form: Linux has a
     /// version string in its setup code, and an uncompressed one is big.
     pub fn is_linux(&self) -> bool {
@@ -215,6 +229,11 @@ impl Images {
                 wanted: "a BIOS image has a multiple of 64 KiB, up to 1 MiB",
             });
         }
+        let kernel = config.kernel.as_deref().map(Kernel::open).transpose()?;
+        let kernel = match kernel {
+            Some(kernel) if config.kernel_cache => Some(kernel.unpacked()?),
+            kernel => kernel,
+        };
         let mut fw_cfg = Vec::new();
         for file in &config.fw_cfg {
             let blob = match &file.contents {
@@ -225,7 +244,7 @@ impl Images {
         }
         Ok(Self {
             bios,
-            kernel: config.kernel.as_deref().map(Kernel::open).transpose()?,
+            kernel,
             initrd: optional("-initrd", &config.initrd)?.map(Arc::new),
             fw_cfg,
         })

@@ -26,6 +26,7 @@ pub mod devices;
 pub mod farewell;
 pub mod fw_cfg;
 pub mod image;
+pub mod kernel_cache;
 pub mod machine;
 pub mod memory;
 pub mod outside;

@@ -132,6 +132,7 @@ pub(super) fn machine_properties() -> String {
         ("pic", "on, off: the 8259s of kernel-irqchip=on"),
         ("isa-serial", "on (default), off"),
         ("auto-kernel-cmdline", "on (default), off: virtio_mmio.device= without ACPI"),
+        ("kernel-cache", "off (default), on: a bzImage is unpacked once, on the host"),
         ("firmware", "FILE, as -bios"),
         ("kernel", "FILE, as -kernel"),
         ("initrd", "FILE, as -initrd"),

@@ -67,6 +67,7 @@ pub(super) fn take_property(seen: &mut Seen, option: &Opt, key: &str, value: &st
         }
         "pic" => {}
         "auto-kernel-cmdline" => seen.config.auto_kernel_cmdline = on()?,
+        "kernel-cache" => seen.config.kernel_cache = on()?,
         "isa-serial" => seen.config.isa_serial = on()?,
         _ if seen.memory.take_property(option, key, value)? => {}
         _ => {

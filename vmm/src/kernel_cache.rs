@@ -1,0 +1,162 @@
+//! `-M kernel-cache=on`: a bzImage is unpacked once, on the host, and from then on its guests start
+//! with the ELF kernel within, which spares each of them the unpacking.
+//!
+//! A folder of this user's keeps those kernels under the SHA-256 of their bzImages, and a symbolic
+//! link for each file that was given, named by what changes when the file does.
+
+mod unpack;
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest, Sha256};
+
+use crate::console;
+
+/// A file that was written this recently may be written again with no trace in its times.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Why there is no unpacked kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody says where the cache is.
+    #[error("kernel-cache=on: set HOME or XDG_CACHE_HOME to say where the cache is")]
+    Nowhere,
+    /// Somebody else could put a kernel there.
+    #[error("kernel-cache=on: '{0}' is not this user's alone; chown it, and chmod go-w")]
+    NotOurs(PathBuf),
+    /// A file operation.
+    #[error("kernel-cache=on: {what} '{path}'")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The image is not one to unpack.
+    #[error("-kernel '{path}': {why}; start it without kernel-cache=on")]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: unpack::Error,
+    },
+}
+
+/// Where the unpacked kernel of a bzImage is: `path`, which is open as `file`. The first time, it
+/// is unpacked.
+pub fn find(path: &Path, file: &File) -> Result<PathBuf, Error> {
+    find_in(&folder()?, path, file)
+}
+
+fn find_in(folder: &Path, path: &Path, file: &File) -> Result<PathBuf, Error> {
+    check(folder)?;
+    let metadata = file.metadata().map_err(failed("looking at", path))?;
+    let link = folder.join(stamp(&metadata));
+    if link.exists() {
+        return Ok(link);
+    }
+    let image = fs::read(path).map_err(failed("reading", path))?;
+    let name = format!("{}.elf", hex(&Sha256::digest(&image)));
+    let kernel = folder.join(&name);
+    if !kernel.exists() {
+        let elf = unpack::unpack(&image).map_err(|why| Error::Unfit { path: path.into(), why })?;
+        write(&kernel, &elf)?;
+        console::say(&format!(
+            "kernel-cache: unpacked '{}' to '{}' ({} bytes); it starts without its own KASLR",
+            path.display(),
+            kernel.display(),
+            elf.len()
+        ));
+    }
+    let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+    if age.is_some_and(|age| age >= SETTLED) {
+        forget_old(folder, &metadata, &name).map_err(failed("tidying up", folder))?;
+        make_link(&link, &name).map_err(failed("making", &link))?;
+    }
+    Ok(kernel)
+}
+
+/// The user's cache, by the XDG Base Directory Specification.
+fn folder() -> Result<PathBuf, Error> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .ok_or(Error::Nowhere)?;
+    let folder = cache.join("microvm").join("kernels");
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.map_err(failed("making", &folder))?;
+    Ok(folder)
+}
+
+/// Whoever can write there says what this user's guests run.
+fn check(folder: &Path) -> Result<(), Error> {
+    let metadata = fs::metadata(folder).map_err(failed("looking at", folder))?;
+    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    if ours && metadata.mode() & 0o022 == 0 { Ok(()) } else { Err(Error::NotOurs(folder.into())) }
+}
+
+/// Which file, before the dot; in which state, after.
+fn stamp(metadata: &fs::Metadata) -> String {
+    let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
+    let times = times.map(|time| format!("{time:x}")).join("-");
+    format!("{}.{:x}-{times}", which(metadata), metadata.size())
+}
+
+fn which(metadata: &fs::Metadata) -> String {
+    format!("{:x}-{:x}", metadata.dev(), metadata.ino())
+}
+
+/// Removes the links of this file's earlier states, and the kernels that no link leads to.
+fn forget_old(folder: &Path, metadata: &fs::Metadata, name: &str) -> io::Result<()> {
+    let earlier = format!("{}.", which(metadata));
+    let (mut kernels, mut wanted) = (Vec::new(), vec![PathBuf::from(name)]);
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let file_name = entry.file_name();
+        if entry.file_type()?.is_symlink() {
+            if file_name.as_encoded_bytes().starts_with(earlier.as_bytes()) {
+                fs::remove_file(entry.path())?;
+            } else {
+                wanted.push(fs::read_link(entry.path())?);
+            }
+        } else if Path::new(&file_name).extension().is_some_and(|ending| ending == "elf") {
+            kernels.push(file_name);
+        }
+    }
+    for kernel in kernels.iter().filter(|kernel| !wanted.iter().any(|name| name == *kernel)) {
+        fs::remove_file(folder.join(kernel))?;
+    }
+    Ok(())
+}
+
+/// Another process may do the same at the same time: what has a name is whole.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let partial = path.with_extension(format!("{}.partial", std::process::id()));
+    fs::write(&partial, bytes).map_err(failed("writing", &partial))?;
+    fs::rename(&partial, path).map_err(failed("writing", path))
+}
+
+fn make_link(link: &Path, name: &str) -> io::Result<()> {
+    match symlink(name, link) {
+        // Somebody was quicker, with the same.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + use<'a> {
+    move |source| Error::File { what, path: path.into(), source }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;
