@@ -4,6 +4,7 @@
 //! the DMA descriptor are big-endian.
 
 use crate::bytes::array;
+use crate::range::Range;
 
 /// Contents of the item [`key::SIGNATURE`].
 pub const SIGNATURE: [u8; 4] = *b"QEMU";
@@ -243,6 +244,37 @@ impl<'a> Record<'a> {
         let [a, b] = selector.to_le_bytes();
         let [c, d] = u16::try_from(length).ok()?.to_le_bytes();
         Some([a, b, c, d])
+    }
+}
+
+/// An item that the host has put into guest memory already, where it expects its reader to want it.
+/// Who finds it exactly where it wants it saves the transfer.
+///
+/// In the prefetch file these are the bytes of the record [`Placed::RECORD`]: the selector (u16),
+/// the address and the number of the item's first bytes there (u64), all little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The item.
+    pub selector: u16,
+    /// Where its first bytes are.
+    pub range: Range,
+}
+
+impl Placed {
+    /// The selector of the record of all of them; it is no item's.
+    pub const RECORD: u16 = 0xffff;
+    /// Bytes of each.
+    pub const SIZE: usize = 18;
+
+    /// The wire format.
+    pub fn encode(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        let (selector, rest) = bytes.split_at_mut(2);
+        let (address, length) = rest.split_at_mut(8);
+        selector.copy_from_slice(&self.selector.to_le_bytes());
+        address.copy_from_slice(&self.range.start().to_le_bytes());
+        length.copy_from_slice(&self.range.len().to_le_bytes());
+        bytes
     }
 }
 

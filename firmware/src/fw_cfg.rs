@@ -2,12 +2,15 @@
 //!
 //! A read is one port write, that is one exit to the VMM, with QEMU's DMA interface. Hosts that
 //! decode the select bit of a DMA wrongly get the selector by port, hosts without DMA everything.
-//! A host that offers `etc/microvm/prefetch` gives all small items in one transfer.
+//! A host that offers `etc/microvm/prefetch` gives all small items in one transfer, and says which
+//! of the others it has put into memory already.
 
 use alloc::vec::Vec;
 
 use abi::bytes::array;
-use abi::fw_cfg::{DMA_SIGNATURE, File, ID_DMA, Record, SIGNATURE, dma, file, key, select_and};
+use abi::fw_cfg::{
+    DMA_SIGNATURE, File, ID_DMA, Placed, Record, SIGNATURE, dma, file, key, select_and,
+};
 use abi::range::Range;
 use abi::{layout, ports};
 
@@ -99,6 +102,10 @@ impl<'m, M: Machine> FwCfg<'m, M> {
 
     /// Copies the item's first bytes straight to guest-physical `range`.
     pub fn load(&mut self, item: u16, range: Range) -> Result<(), Error> {
+        // The planner chose the place; the host only guessed it, in time to save the transfer.
+        if self.is_placed(item, range) {
+            return Ok(());
+        }
         // Like ports, copies reach only what the firmware itself can reach.
         if !self.prefetched.is_empty() && range.end() <= layout::IDENTITY_MAPPED {
             let bytes = find_record(&self.prefetched, item, range.len());
@@ -229,6 +236,15 @@ impl<'m, M: Machine> FwCfg<'m, M> {
         }
         self.machine.out16(ports::FW_CFG_SELECTOR, item);
         0
+    }
+
+    /// Whether the host has put the item's first bytes exactly there.
+    fn is_placed(&self, item: u16, range: Range) -> bool {
+        let wanted = Placed { selector: item, range }.encode();
+        let records = &mut self.prefetched.as_slice();
+        let placed = core::iter::from_fn(|| Record::take(records))
+            .find(|record| record.selector == Placed::RECORD);
+        placed.is_some_and(|record| record.bytes.as_chunks().0.contains(&wanted))
     }
 
     /// Copies the item's first bytes into `buffer` if the host gave them beforehand.

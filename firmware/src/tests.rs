@@ -1,7 +1,7 @@
 //! The boot path against a model of the host: good hosts, odd hosts, hostile hosts.
 
 use abi::bytes::{get_u32, get_u64, put};
-use abi::fw_cfg::{File, file, key};
+use abi::fw_cfg::{File, Placed, Record, file, key};
 use abi::linux::{self, Entry};
 use abi::range::Range;
 use abi::table_loader::{self, Command, Name, Zone};
@@ -97,6 +97,41 @@ fn on_qemu_every_item_costs_one_exit() {
     // Detection, directory, e820, two scalars for the MP table, setup header, three sizes, three
     // loads, three POST codes.
     assert_eq!(model.exits, 15);
+}
+
+/// A machine whose host says that kernel and initrd are in memory already.
+fn with_placed(kernel: Range, initrd: Range) -> Model {
+    let mut model = machine(Flavour::Qemu);
+    let placed = [(key::KERNEL_DATA, kernel), (key::INITRD_DATA, initrd)];
+    let placed = placed.map(|(selector, range)| Placed { selector, range }.encode()).concat();
+    let header = Record::header(Placed::RECORD, placed.len()).unwrap();
+    model.file(file::PREFETCH, [&header[..], &placed].concat());
+    model
+}
+
+#[test]
+fn what_the_host_has_placed_right_is_not_loaded_again() {
+    let kernel = Range::new(16 * MIB, 70_001).unwrap();
+    let initrd = Range::new(32 * MIB - 8192, 5_555).unwrap();
+    let mut model = with_placed(kernel, initrd);
+    boot(&mut model).unwrap();
+    // The model's host has not: what was in memory is still there.
+    for range in [kernel, initrd] {
+        assert!(model.ram(range).iter().all(|byte| *byte == 0xa5), "{range:?}");
+    }
+    let near = |range: Range, by: u64, longer: u64| {
+        Range::new(range.start().wrapping_add(by), range.len() + longer).unwrap()
+    };
+    for (kernel, initrd) in [
+        (near(kernel, 1, 0), near(initrd, 4096, 0)),
+        (near(kernel, 0, 1), near(initrd, 0, 1)),
+        (Range::between(0, 0), Range::between(0, 0)),
+        (initrd, kernel),
+    ] {
+        let mut model = with_placed(kernel, initrd);
+        let launch = boot(&mut model).unwrap();
+        check_loaded(&mut model, launch);
+    }
 }
 
 fn stopped(model: &mut Model) -> Error {

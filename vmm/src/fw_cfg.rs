@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use abi::fw_cfg::{DMA_SIGNATURE, DmaAccess, File, Record, dma, file, key};
+use abi::fw_cfg::{DMA_SIGNATURE, DmaAccess, File, Placed, Record, dma, file, key};
 use abi::linux::HEADER_END;
 
 use crate::bus::{Action, Device};
@@ -117,12 +117,13 @@ fn copy_from(bytes: &[u8], at: u64, to: &mut [u8]) -> Option<usize> {
 pub struct Items {
     keyed: Vec<(u16, Item)>,
     files: Vec<(String, Item)>,
+    placed: Vec<Placed>,
 }
 
 impl Default for Items {
     /// The signature and the interface's features.
     fn default() -> Self {
-        let mut items = Self { keyed: Vec::new(), files: Vec::new() };
+        let mut items = Self { keyed: Vec::new(), files: Vec::new(), placed: Vec::new() };
         items.set(key::SIGNATURE, abi::fw_cfg::SIGNATURE);
         items.set_u32(key::ID, abi::fw_cfg::ID_TRADITIONAL | abi::fw_cfg::ID_DMA);
         items
@@ -154,6 +155,11 @@ impl Items {
     pub fn add_file(&mut self, name: &str, item: Item) {
         self.files.retain(|(other, _)| other != name);
         self.files.push((name.into(), item));
+    }
+
+    /// Says that an item's first bytes are at `range` of guest memory already.
+    pub fn tell_placed(&mut self, key: u16, range: abi::range::Range) {
+        self.placed.push(Placed { selector: key, range });
     }
 
     /// The names of the files, and their contents.
@@ -205,6 +211,11 @@ impl Items {
         let files = files.map(|((name, item), key)| (name.as_str(), key, item));
         let files = files.filter(|(name, ..)| PREFETCHED_FILES.contains(name));
         let mut records = Vec::new();
+        let placed: Vec<_> = self.placed.iter().flat_map(Placed::encode).collect();
+        if let Some(header) = Record::header(Placed::RECORD, placed.len()) {
+            records.extend(header);
+            records.extend(placed);
+        }
         for (key, item) in keyed.chain(files.map(|(_, key, item)| (key, item))) {
             let limit = match key {
                 key::SETUP_DATA => HEADER_END,

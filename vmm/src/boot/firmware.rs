@@ -32,9 +32,13 @@ pub(super) fn prepare(source: &Source<'_>, ram: &GuestRam) -> Result<(InitState,
         match &kernel.format {
             Format::BzImage(header, setup) => {
                 offer_bzimage(source, kernel, header, setup, &mut items)?;
+                place_bzimage(source, kernel, header, ram, &mut items)?;
             }
             Format::Elf => {
                 let range = offer_elf(source, kernel, ram, &mut items)?;
+                let map = super::memory_map(source.config.memory)?;
+                let initrd = placement::plan_initrd_beside(&map, range, source.initrd_size());
+                place_initrd(source, initrd, ram, &mut items)?;
                 placed.push(("kernel", range));
             }
         }
@@ -102,6 +106,40 @@ fn offer_bzimage(
     items.set_u32(key::SETUP_SIZE, header.setup_size);
     items.set(key::SETUP_DATA, setup);
     items.set_u32(key::CMDLINE_ADDR, word(layout::COMMAND_LINE.start()));
+    Ok(())
+}
+
+/// Puts kernel and initrd where our BIOS is going to want them, while the host has time. If it
+/// wants something else after all, or is another BIOS, it loads them itself.
+fn place_bzimage(
+    source: &Source<'_>,
+    kernel: &Kernel,
+    header: &SetupHeader,
+    ram: &GuestRam,
+    items: &mut Items,
+) -> Result<(), Error> {
+    let setup_size = u64::from(header.setup_size);
+    let size = kernel.image.size().saturating_sub(setup_size);
+    let map = super::memory_map(source.config.memory)?;
+    let cmdline_size = source.command_line_bytes().len() as u64;
+    let plan = placement::plan(&map, &header.kernel(size), cmdline_size, source.initrd_size());
+    // What does not fit, the BIOS says.
+    let Ok(plan) = plan else { return Ok(()) };
+    ram.load(plan.kernel.start(), kernel.image.file(), setup_size, size)?;
+    items.tell_placed(key::KERNEL_DATA, plan.kernel);
+    place_initrd(source, Ok(plan.initrd), ram, items)
+}
+
+fn place_initrd(
+    source: &Source<'_>,
+    planned: Result<Range, placement::Error>,
+    ram: &GuestRam,
+    items: &mut Items,
+) -> Result<(), Error> {
+    if let Ok(initrd) = planned {
+        super::place_initrd(source, initrd, ram)?;
+        items.tell_placed(key::INITRD_DATA, initrd);
+    }
     Ok(())
 }
 

@@ -187,7 +187,10 @@ fn with_a_bios_the_kernel_is_in_fw_cfg() {
     let (state, items, ram) = prepared(&config, 128 * MIB).unwrap();
     assert_eq!((state.cpu, state.direct), (Cpu::RESET, false));
     assert_eq!(at(&ram, 0xf_0000), [0x90; 16]);
-    assert_eq!(at(&ram, 0x100_0000), [0; 16], "nothing is loaded");
+    // Our BIOS is going to want them there.
+    assert_eq!(at(&ram, 0x100_0000), [0xcc; 16]);
+    let initrd = files.directory.path().join("initrd");
+    assert!(std::fs::read(initrd).unwrap().starts_with(&at::<16>(&ram, 0x7ff_e000)));
     let items = items.unwrap();
     let names: Vec<_> = items.files().iter().map(|(name, _)| name.as_str()).collect();
     for name in [file::E820, file::ACPI_RSDP, file::ACPI_TABLES, file::TABLE_LOADER] {

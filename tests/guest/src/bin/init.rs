@@ -118,8 +118,10 @@ fn be_brief(stay: bool) -> io::Result<()> {
     if output.is_terminal() {
         tcdrain(&output)?;
     }
-    while stay {
-        thread::sleep(Duration::from_secs(1));
+    if stay {
+        loop {
+            thread::sleep(Duration::from_secs(1));
+        }
     }
     leave(Exit::Restart)
 }
