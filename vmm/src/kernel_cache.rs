@@ -1,8 +1,8 @@
-//! `-M kernel-cache=on`: a bzImage is unpacked once, on the host, and from then on its guests start
-//! with the ELF kernel within, which spares each of them the unpacking.
+//! `-M kernel-cache=on`: a bzImage is unpacked once, on the host.
 //!
-//! A folder of this user's keeps those kernels under the SHA-256 of their bzImages, and a symbolic
-//! link for each file that was given, named by what changes when the file does.
+//! From then on its guests start with the ELF kernel within, which spares each of them the
+//! unpacking. A folder of this user's keeps those kernels under the SHA-256 of their bzImages, and
+//! a symbolic link for each file that was given, named by what changes when the file does.
 
 mod unpack;
 

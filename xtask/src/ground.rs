@@ -70,6 +70,11 @@ pub fn is_kvm_usable(microvm: &Path) -> Result<bool> {
     Ok(!probe(microvm)?.1.contains("unavailable"))
 }
 
+/// What kind of /dev/kvm there is, in one line.
+pub fn describe_kvm(microvm: &Path) -> Result<String> {
+    Ok(probe(microvm)?.1)
+}
+
 /// Asks the VMM, which tries what /dev/kvm does with a little ring-0 code.
 fn probe(microvm: &Path) -> Result<(Ground, String)> {
     let answer = process::output(Command::new(microvm).args(["-accel", "help"]))?;

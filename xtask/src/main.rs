@@ -11,6 +11,7 @@ mod build;
 mod check;
 mod compare;
 mod cost;
+mod density;
 mod fetch;
 mod ground;
 mod image;
@@ -47,6 +48,7 @@ usage: cargo xtask JOB
                    says where guests can run here, and why
   firmware-cost    exits, instructions and memory of our BIOS, qboot and SeaBIOS
   compare          starts of one kernel by microvm and by QEMU, in the lab's clock
+  density          starts per second, memory of each, and what is left of ten thousand
   bench-devices    what requests to devices cost, beside QEMU's microvm, in the lab's clock
   check            formatting, lints and the rules of this repository
   tidy             the rules of this repository alone
@@ -68,7 +70,15 @@ fn main() -> ExitCode {
 fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
     if !matches!(
         job,
-        "boot" | "measure" | "test" | "lab" | "ground" | "firmware-cost" | "compare" | "observe"
+        "boot"
+            | "measure"
+            | "test"
+            | "lab"
+            | "ground"
+            | "firmware-cost"
+            | "compare"
+            | "observe"
+            | "density"
     ) && !arguments.is_empty()
     {
         bail!("{job} takes no arguments");
@@ -89,6 +99,7 @@ fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
         "compare" => compare::main(arguments).map(|()| 0),
         // What `compare` runs in the lab.
         "observe" => compare::observe(&arguments).map(|()| 0),
+        "density" => density::main(arguments).map(|()| 0),
         "bench-devices" => test::bench_devices(),
         "check" => check::main().map(|()| 0),
         "tidy" => tidy::main().map(|()| 0),

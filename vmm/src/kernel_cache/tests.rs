@@ -1,3 +1,5 @@
+//! Kernels of every packing, files that change, and caches of others.
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
