@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::{build, cost, process, tidy, workspace};
+use crate::{build, compare, cost, process, tidy, workspace};
 
 const FUZZ: &str = "--manifest-path=fuzz/Cargo.toml";
 const FUZZ_TARGET: &str = "--target-dir=target/fuzz";
@@ -24,6 +24,8 @@ pub fn main() -> Result<()> {
     }
     eprintln!("check: the firmware's budget");
     cost::check()?;
+    eprintln!("check: the budget of a start");
+    compare::check()?;
     eprintln!("check: the rules of this repository");
     tidy::main()?;
     eprintln!("check: passed");

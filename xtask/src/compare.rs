@@ -4,6 +4,7 @@
 //! from outside by the same means: KVM's trace points, what init writes to the console, the
 //! system's own accounts of the process. None of them has to cooperate.
 
+mod budget;
 mod candidates;
 mod html;
 mod observe;
@@ -16,9 +17,9 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-use self::candidates::Candidate;
+use self::candidates::{Candidate, Guest};
 use self::observe::Observed;
 use self::peers::Peer;
 use self::report::Report;
@@ -61,6 +62,22 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
         println!("{}", workspace::shown(&path));
     }
     Ok(())
+}
+
+/// Starts Debian's kernel by our two ways, and fails when that costs more than its budget.
+pub fn check() -> Result<()> {
+    build::build_all()?;
+    let (kernel, initrd) = (fetch::kernel()?.vmlinuz, build::build_initramfs()?);
+    let guest = Guest { form: "bzImage", kernel: &kernel, initrd: &initrd };
+    let mut candidates = candidates::ours(guest)?;
+    candidates.truncate(2);
+    let rows = in_lab(&candidates)?;
+    for Observed { name, init, to_user, .. } in &rows {
+        let exits = to_user.unwrap_or_default();
+        eprintln!("  {name}: {} virtual ms to init, {exits} exits", table::milliseconds(*init));
+    }
+    let rows = rows.try_into().map_err(|_| anyhow!("the lab observed something else"))?;
+    budget::check(&rows)
 }
 
 /// Which rows, and the peers; nothing when help is wanted.
