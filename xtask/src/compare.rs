@@ -8,6 +8,7 @@ mod budget;
 mod candidates;
 mod html;
 mod observe;
+mod options;
 mod peers;
 mod report;
 mod table;
@@ -28,22 +29,28 @@ use crate::{build, fetch, kernel, workspace};
 
 const USAGE: &str = "\
 usage: cargo xtask compare [--only TEXT] [--peer NAME=PATH]...
+       cargo xtask compare --options
 
 Builds all and a small kernel, starts it by microvm and by QEMU, each through its firmware and,
 where it can, directly, and a container beside them, and prints what each start took.
 target/compare/report.json and report.html have the same figures.
 
   --only TEXT       only the rows that have TEXT in their name
+  --options         instead, the small kernel with one option changed at a time; builds them for
+                    half an hour
   --peer NAME=PATH  this VMM too; NAME is firecracker, cloud-hypervisor, kvmtool or alioth
 ";
 
 /// Runs the job.
 pub fn main(arguments: Vec<OsString>) -> Result<()> {
-    let Some((only, peers)) = parse(arguments)? else {
+    let Some(Wanted { only, peers, options }) = parse(arguments)? else {
         print!("{USAGE}");
         return Ok(());
     };
     build::build_all()?;
+    if options {
+        return options::run(in_lab);
+    }
     let kernel = kernel::build()?;
     let qemu = fetch::qemu()?;
     let mut candidates = candidates::all(&kernel, &peers)?;
@@ -80,20 +87,31 @@ pub fn check() -> Result<()> {
     budget::check(&rows)
 }
 
-/// Which rows, and the peers; nothing when help is wanted.
-fn parse(arguments: Vec<OsString>) -> Result<Option<(String, Vec<Peer>)>> {
+/// What is to be compared.
+#[derive(Default)]
+struct Wanted {
+    /// A part of the rows' names.
+    only: String,
+    peers: Vec<Peer>,
+    /// Kernels, not VMMs.
+    options: bool,
+}
+
+/// Nothing when help is wanted.
+fn parse(arguments: Vec<OsString>) -> Result<Option<Wanted>> {
     use lexopt::prelude::{Long, Short, ValueExt as _};
     let mut parser = lexopt::Parser::from_args(arguments);
-    let (mut only, mut peers) = (String::new(), Vec::new());
+    let mut wanted = Wanted::default();
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("peer") => peers.push(Peer::parse(&parser.value()?.string()?)?),
-            Long("only") => only = parser.value()?.string()?,
+            Long("peer") => wanted.peers.push(Peer::parse(&parser.value()?.string()?)?),
+            Long("options") => wanted.options = true,
+            Long("only") => wanted.only = parser.value()?.string()?,
             Long("help") | Short('h') => return Ok(None),
             _ => return Err(argument.unexpected()).context("see cargo xtask compare --help"),
         }
     }
-    Ok(Some((only, peers)))
+    Ok(Some(wanted))
 }
 
 /// What is observed of the candidates in one run of the lab.

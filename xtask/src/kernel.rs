@@ -54,17 +54,23 @@ pub fn main() -> Result<()> {
 
 /// Builds the kernel. Only what changed is compiled again.
 pub fn build() -> Result<GuestKernel> {
+    build_with("guest-kernel", &[])
+}
+
+/// Builds the kernel with other values of some options, into `target/PRODUCTS`.
+pub fn build_with(products: &str, changes: &[&str]) -> Result<GuestKernel> {
     for (program, package) in TOOLS {
         apt::tool(program, package)?;
     }
     apt::file(Path::new(LIBELF.0), LIBELF.1)?;
     let source = fetch::kernel_source()?;
-    let output = workspace::target("kernel")?;
+    // What is changed does not make the usual kernel's next build any longer.
+    let output = workspace::target(if changes.is_empty() { "kernel" } else { "kernel-changed" })?;
     let _lock = workspace::lock(&output, "build-kernel: waiting for another run to end")?;
-    configure(&source, &output)?;
+    configure(&source, &output, changes)?;
     eprintln!("build: a kernel, which takes minutes the first time");
     process::run(make(&source, &output).args(["bzImage", "vmlinux"]))?;
-    let products = workspace::target("guest-kernel")?;
+    let products = workspace::target(products)?;
     let [bzimage, vmlinux] =
         FORMS.map(|(built, product)| (output.join(built), products.join(product)));
     for (built, product) in [&bzimage, &vmlinux] {
@@ -87,22 +93,38 @@ fn make(source: &Path, output: &Path) -> Command {
 }
 
 /// Makes the configuration that has what the fragment asks for, and whatever that needs.
-fn configure(source: &Path, output: &Path) -> Result<()> {
-    let fragment = workspace::root().join(FRAGMENT);
-    let asked = fs::read_to_string(&fragment).with_context(|| format!("reading {FRAGMENT}"))?;
+fn configure(source: &Path, output: &Path, changes: &[&str]) -> Result<()> {
+    let asked = fs::read_to_string(workspace::root().join(FRAGMENT));
+    let asked = change(&asked.with_context(|| format!("reading {FRAGMENT}"))?, changes);
+    let fragment = output.join("fragment.config");
+    workspace::replace(&fragment, |partial| fs::write(partial, &asked))?;
     process::run(make(source, output).arg("allnoconfig").env("KCONFIG_ALLCONFIG", &fragment))?;
     let made = fs::read_to_string(output.join(".config")).context("reading .config")?;
-    let missing = missing(&asked, &made);
+    // What depends on a changed option goes with it.
+    let wanted = if changes.is_empty() { asked } else { changes.join("\n") };
+    let missing = missing(&wanted, &made);
     if !missing.is_empty() {
         bail!("{FRAGMENT}: this kernel does not take {}", missing.join(", "));
     }
     Ok(())
 }
 
+/// The fragment with these lines in place of those for the same options.
+fn change(fragment: &str, changes: &[&str]) -> String {
+    let option = |line: &str| line.split('=').next().map(str::to_owned);
+    let is_kept = |line: &&str| !changes.iter().any(|change| option(change) == option(line));
+    let lines = fragment.lines().filter(is_kept).chain(changes.iter().copied());
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
 /// The lines of a fragment that did not become part of the configuration.
 fn missing<'a>(asked: &'a str, made: &str) -> Vec<&'a str> {
     let options = asked.lines().filter(|line| line.starts_with("CONFIG_"));
-    options.filter(|option| !made.lines().any(|line| line == *option)).collect()
+    let is_missing = |option: &&str| match option.strip_suffix("=n") {
+        Some(name) => made.lines().any(|line| line == format!("{name}=y")),
+        None => !made.lines().any(|line| line == *option),
+    };
+    options.filter(is_missing).collect()
 }
 
 #[cfg(test)]
@@ -115,5 +137,14 @@ mod tests {
         let made = "CONFIG_A=y\nCONFIG_B=6\n# CONFIG_C is not set\nCONFIG_AC=y\n";
         assert_eq!(missing(asked, made), ["CONFIG_B=64", "CONFIG_C=y"]);
         assert!(missing(made, made).is_empty());
+        assert_eq!(missing("CONFIG_A=n\nCONFIG_C=n\n", made), ["CONFIG_A=n"]);
+    }
+
+    #[test]
+    fn a_change_takes_the_place_of_what_it_changes() {
+        let fragment = "# A.\nCONFIG_A=y\nCONFIG_AB=y\n";
+        let changed = change(fragment, &["CONFIG_A=n", "CONFIG_C=y"]);
+        assert_eq!(changed, "# A.\nCONFIG_AB=y\nCONFIG_A=n\nCONFIG_C=y\n");
+        assert_eq!(change(fragment, &[]), fragment);
     }
 }

@@ -24,6 +24,17 @@ pub struct Candidate {
     pub files: Vec<PathBuf>,
 }
 
+impl Candidate {
+    /// Adds words to the kernel's command line.
+    pub fn append(&mut self, words: &str) {
+        for command in [&mut self.command, &mut self.staying] {
+            if let Some(last) = command.last_mut() {
+                *last = last.replace(" -- ", &format!(" {words} -- "));
+            }
+        }
+    }
+}
+
 /// Init says that it runs by a line, and restarts the machine, which ends the VMM.
 pub const APPEND: &str = "console=ttyS0 quiet reboot=t panic=-1 pci=off -- brief";
 /// Added to that: init stays.
