@@ -27,10 +27,13 @@ pub struct Candidate {
 impl Candidate {
     /// Adds words to the kernel's command line.
     pub fn append(&mut self, words: &str) {
-        for command in [&mut self.command, &mut self.staying] {
-            if let Some(last) = command.last_mut() {
-                *last = last.replace(" -- ", &format!(" {words} -- "));
-            }
+        self.replace_words(" -- ", &format!(" {words} -- "));
+    }
+
+    fn replace_words(&mut self, words: &str, by: &str) {
+        for last in [&mut self.command, &mut self.staying].into_iter().filter_map(|c| c.last_mut())
+        {
+            *last = last.replace(words, by);
         }
     }
 }
@@ -126,6 +129,10 @@ fn qemu(guest: Guest<'_>) -> Result<Vec<Candidate>> {
     let with_roms = |(name, machine, bios): (&str, &str, PathBuf)| {
         let mut candidate = like_qemu(name, &qemu, machine, Some(&bios), guest);
         candidate.files.extend(roms.iter().cloned());
+        if machine == "q35" {
+            // There is PCI, which its kernel is to find.
+            candidate.replace_words(" pci=off", "");
+        }
         candidate
     };
     Ok(bioses.into_iter().map(with_roms).collect())

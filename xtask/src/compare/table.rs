@@ -8,12 +8,14 @@ use super::observe::Observed;
 pub const CONDITIONS: &str = "
 Virtual ms: a million instructions of VMM, host kernel and guest together, in the nested lab with
 one processor; no hardware time. Guest: the kernel of target/guest-kernel, 128 MiB, one CPU; the
-same initramfs and command line for all. Init writes a line and restarts the machine, which ends
-the VMM. Each row is four starts: one to warm up, one for the times (three trace points), one for
-exits and system calls (all trace points), one for memory. Kernel: KVM's first entry to the
-kernel's addresses, or its first exit from them. PSS is memory with its share of shared pages, when
-init runs; own is the VMM's without the guest's. Lean is QEMU's
-microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off. The container is the same init in
+same initramfs and command line for all, but for pci=off, which q35 does not get: it has PCI. Init
+writes a line and restarts the machine, which ends the VMM. Each row is four starts: one to warm
+up, one for the times (three trace points), one for exits and system calls (all trace points), one
+for memory.
+Kernel: KVM's first entry to the kernel's addresses, or its first exit from them. End: the process
+is waited for; microvm leaves it to the kernel to take the virtual machine apart afterwards. PSS is
+memory with its share of shared pages, when init runs; own is the VMM's without the guest's. Lean
+is microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off. The container is the same init in
 namespaces of its own; it has no kernel to start, so it is the floor and no peer. A VMM that stays
 when its guest restarts has no end.
 ";
