@@ -199,3 +199,20 @@ fn a_trace_tells_the_stages_of_linux_and_what_it_cost() {
         assert!(cost > 0 && cost * 100 < end - start, "{cost} of {} ns", end - start);
     }
 }
+
+#[test]
+fn linux_starts_from_the_kernel_cache() {
+    let cache = tempfile::tempdir().unwrap();
+    let start = |boot| {
+        let command = || {
+            let mut command = linux(boot, "256M", APPEND);
+            command.args(["-M", "kernel-cache=on"]).env("XDG_CACHE_HOME", cache.path());
+            command
+        };
+        let ended = run(&mut command(), b"", DEADLINE);
+        assert_eq!(reached_init(&ended)["cmdline"], APPEND);
+        ended.stderr.contains("kernel-cache: unpacked")
+    };
+    assert!(start(Boot::Direct), "the first time, it is unpacked");
+    assert!(!start(Boot::Direct) && !start(Boot::Firmware), "and never again");
+}

@@ -40,7 +40,9 @@ pub struct Observed {
     pub calls: Option<u64>,
     /// KiB of its memory when init runs, its share of what others use too (PSS).
     pub pss_kib: Option<u64>,
-    /// Likewise, without the guest's memory.
+    /// KiB of memory that it ever had until then, whoever else has it too (peak RSS).
+    pub peak_kib: Option<u64>,
+    /// Its share at init without the guest's memory.
     pub own_kib: Option<u64>,
     /// Bytes of the program.
     pub program: Option<u64>,
@@ -109,13 +111,14 @@ fn memory(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
     let seen = read_console(&mut child, &mut console, Some(INIT_LINE));
     // Whatever the console still has to say, and whatever it takes.
     thread::sleep(Duration::from_millis(50));
-    let maps = family(child.id()).and_then(|family| {
-        let maps = |process: &u32| fs::read_to_string(format!("/proc/{process}/smaps"));
-        family.iter().map(maps).collect::<io::Result<String>>()
-    });
-    let all = family(child.id());
+    let all = family(child.id()).context("listing its processes")?;
+    let read = |file: &str| {
+        let read = |process: &u32| fs::read_to_string(format!("/proc/{process}/{file}"));
+        all.iter().map(read).collect::<io::Result<String>>()
+    };
+    let (maps, status) = (read("smaps"), read("status"));
     child.kill().context("ending it")?;
-    for process in all.context("listing its processes")?.iter().skip(1) {
+    for process in all.iter().skip(1) {
         // A child may have ended with its parent.
         if let Some(process) = i32::try_from(*process).ok().and_then(Pid::from_raw) {
             let _ = kill_process(process, Signal::KILL);
@@ -126,6 +129,7 @@ fn memory(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
         bail!("init did not run; the console: {}", String::from_utf8_lossy(&console));
     }
     let maps = parse_maps(&maps.context("reading its memory map")?);
+    observed.peak_kib = Some(parse_peaks(&status.context("reading its status")?));
     observed.pss_kib = Some(maps.iter().map(|map| map.pss_kib).sum());
     observed.own_kib = Some(maps.iter().filter(|map| !map.is_ram()).map(|map| map.pss_kib).sum());
     let mut libraries: Vec<_> = maps.iter().filter_map(|map| map.library.as_deref()).collect();
@@ -184,6 +188,13 @@ fn parse_maps(text: &str) -> Vec<Map> {
         }
     }
     maps
+}
+
+/// The sum of VmHWM in /proc/PID/status, in KiB.
+fn parse_peaks(text: &str) -> u64 {
+    let peaks =
+        text.lines().filter_map(|line| line.strip_prefix("VmHWM:")?.split(' ').rev().nth(1));
+    peaks.filter_map(|peak| peak.trim().parse::<u64>().ok()).sum()
 }
 
 fn spawn(command: &[String]) -> Result<Child> {
@@ -262,7 +273,7 @@ fn now() -> u64 {
 }
 
 /// A row's fields, by their names in JSON.
-const FIELDS: [(&str, Field); 11] = [
+const FIELDS: [(&str, Field); 12] = [
     ("first_run_ns", |row| &mut row.first_run),
     ("kernel_ns", |row| &mut row.kernel),
     ("init_ns", |row| &mut row.init),
@@ -270,6 +281,7 @@ const FIELDS: [(&str, Field); 11] = [
     ("exits", |row| &mut row.exits),
     ("exits_to_user", |row| &mut row.to_user),
     ("system_calls", |row| &mut row.calls),
+    ("peak_rss_kib", |row| &mut row.peak_kib),
     ("pss_kib", |row| &mut row.pss_kib),
     ("own_pss_kib", |row| &mut row.own_kib),
     ("program_bytes", |row| &mut row.program),
@@ -325,5 +337,6 @@ mod tests {
         assert!(maps[0].is_ram() && !maps[1].is_ram());
         assert_eq!((maps[0].pss_kib, maps[1].pss_kib), (20_000, 4));
         assert_eq!(maps[1].library, maps[2].library);
+        assert_eq!(parse_peaks("Name: x\nVmHWM:\t   46562 kB\nVmHWM:\t       8 kB\n"), 46_570);
     }
 }

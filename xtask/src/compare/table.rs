@@ -13,18 +13,18 @@ writes a line and restarts the machine, which ends the VMM. Each row is four sta
 up, one for the times (three trace points), one for exits and system calls (all trace points), one
 for memory.
 Kernel: KVM's first entry to the kernel's addresses, or its first exit from them. End: the process
-is waited for; microvm leaves it to the kernel to take the virtual machine apart afterwards. PSS is
-memory with its share of shared pages, when init runs; own is the VMM's without the guest's. Lean
-is microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off. The container is the same init in
-namespaces of its own; it has no kernel to start, so it is the floor and no peer. A VMM that stays
-when its guest restarts has no end.
+is waited for; microvm leaves it to the kernel to take the virtual machine apart afterwards. Peak
+is the most memory until init runs (RSS), PSS counts its share of shared pages, own is the VMM's
+without the guest's. Lean is microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off. The
+container is the same init in namespaces of its own; it has no kernel to start, so it is the floor
+and no peer. A VMM that stays when its guest restarts has no end.
 ";
 
 /// A column: its heading, and its figure of a row.
 pub type Column = (&'static str, fn(&Observed) -> String);
 
 /// All columns.
-pub const COLUMNS: [Column; 12] = [
+pub const COLUMNS: [Column; 13] = [
     ("virtual ms from exec to", |row| row.name.clone()),
     ("first run", |row| milliseconds(row.first_run)),
     ("kernel", |row| milliseconds(row.kernel)),
@@ -33,6 +33,7 @@ pub const COLUMNS: [Column; 12] = [
     ("exits", |row| count(row.exits)),
     ("to VMM", |row| count(row.to_user)),
     ("calls", |row| count(row.calls)),
+    ("peak KiB", |row| count(row.peak_kib)),
     ("PSS KiB", |row| count(row.pss_kib)),
     ("own KiB", |row| count(row.own_kib)),
     ("libraries", |row| count(row.libraries)),
@@ -77,6 +78,6 @@ mod tests {
         row.to_user = Some(104);
         let text = render(&[row]);
         let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(words, ["x", "-", "-", "78.64", "-", "-", "104", "-", "-", "-", "-", "-"]);
+        assert_eq!(words, ["x", "-", "-", "78.64", "-", "-", "104", "-", "-", "-", "-", "-", "-"]);
     }
 }
