@@ -25,8 +25,8 @@ const PARTS: [(&str, &str); 4] = [
 ];
 /// Pixels: a bar's height with its gap, where bars begin, how long the longest is.
 const ROW: u64 = 24;
-const LEFT: u64 = 230;
-const LENGTH: u64 = 640;
+const LEFT: u64 = 270;
+const LENGTH: u64 = 600;
 
 /// The page.
 pub fn render(report: &Report) -> String {
