@@ -26,6 +26,8 @@ pub const SOCKETS: [&str; 3] = [
 pub const CONSOLE: [&str; 1] = ["drivers/char/virtio_console"];
 /// The host's entropy.
 pub const ENTROPY: [&str; 1] = ["drivers/char/hw_random/virtio-rng"];
+/// Folders of the host.
+pub const FOLDERS: [&str; 2] = ["fs/fuse/fuse", "fs/fuse/virtiofs"];
 /// The balloon.
 pub const BALLOON: [&str; 1] = ["drivers/virtio/virtio_balloon"];
 

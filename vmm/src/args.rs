@@ -7,6 +7,7 @@ mod chardev;
 mod cpu;
 mod device;
 mod drive;
+mod fs;
 mod help;
 mod keyval;
 mod life;
@@ -63,6 +64,8 @@ struct Seen {
     // Disks by their number and their drive's id, and the drives.
     disks: Vec<(usize, String)>,
     drives: Vec<drive::Drive>,
+    // Shared folders by their number, and their chardev's id.
+    folders: Vec<(usize, String)>,
     // The chardev of the virtio console.
     console_chardev: Option<String>,
     // Network cards by their number and their netdev's id, and the netdevs.
@@ -113,6 +116,7 @@ fn finish(mut seen: Seen) -> Result<Request> {
     monitor::check_stdio(&seen)?;
     let mut config = seen.config;
     seen.memory.settle(&mut config)?;
+    fs::share_memory(&mut config)?;
     config.bios = config.bios.map(|bios| find_bios(bios, &seen.data_dirs));
     check_kernel(&config)?;
     Ok(Request::Run(Box::new(config)))

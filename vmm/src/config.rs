@@ -5,7 +5,7 @@ mod virtio;
 use std::path::PathBuf;
 
 use crate::cpuid::Feature;
-pub use virtio::{Balloon, Disk, DiskCache, Net, TapSource, Virtio};
+pub use virtio::{Balloon, Disk, DiskCache, Fs, Net, TapSource, Virtio};
 
 /// A virtual machine as the user wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]

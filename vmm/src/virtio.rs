@@ -15,6 +15,7 @@ mod buffers;
 pub mod console;
 #[cfg(test)]
 mod driver;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 mod ring;
@@ -143,6 +144,9 @@ pub enum Error {
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] vsock::Error),
+    /// A shared folder.
+    #[error("-device vhost-user-fs-device: {0}")]
+    Fs(#[from] fs::Error),
 }
 
 /// The devices of a machine.
@@ -185,6 +189,7 @@ impl Devices {
                 self.console = Some((console.clone(), chardev));
                 console
             }
+            Virtio::Fs(source) => Arc::new(fs::Fs::new(source)?),
             Virtio::Vsock(cid) => Arc::new(vsock::Vsock::new(*cid, ram)?),
             Virtio::Balloon(options) => {
                 let balloon = Arc::new(balloon::Balloon::new(options, memory));

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use lexopt::{Arg, Parser};
 
 use crate::ground::{self, Choice, Ground};
 use crate::lab::{self, Carried, LabRun};
-use crate::{build, fetch, kernel, process, workspace};
+use crate::{apt, build, fetch, kernel, process, workspace};
 
 const USAGE: &str = "\
 usage: cargo xtask test [--host auto|kvm|lab] [--full] [--only WORD]
@@ -38,7 +38,7 @@ const BUSYBOX: &str = "MICROVM_BUSYBOX";
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
 
 /// Modules that guests in the lab load, and the lab itself.
-const MODULES: [&str; 23] = [
+const MODULES: [&str; 25] = [
     "drivers/acpi/button",
     "drivers/block/loop",
     "drivers/block/virtio_blk",
@@ -55,6 +55,8 @@ const MODULES: [&str; 23] = [
     "drivers/virtio/virtio_balloon",
     "drivers/virtio/virtio_mmio",
     "drivers/virtio/virtio_ring",
+    "fs/fuse/fuse",
+    "fs/fuse/virtiofs",
     "net/802/stp",
     "net/bridge/bridge",
     "net/core/failover",
@@ -85,9 +87,12 @@ const QEMU_TESTS: [&str; 9] = [
 const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machines"];
 const DISK: [&str; 2] = ["--package=regression", "--test=disk"];
 const DEVICES: [&str; 2] = ["--package=regression", "--test=devices"];
+const FOLDERS: [&str; 2] = ["--package=regression", "--test=folders"];
 const ACPI_OFF: [&str; 2] = ["--package=regression", "--test=acpi_off"];
 const SPEED: [&str; 2] = ["--package=regression", "--test=speed"];
 const COMPARE: [&str; 2] = ["--package=regression", "--test=compare"];
+/// The daemon that serves folders.
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 /// What QEMU needs besides its program and its libraries, where distributions have it: its emulator
 /// as a module, and a microvm's option ROMs.
 const QEMU_FILES: [&str; 3] = [
@@ -133,7 +138,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
     let acpi_off: (_, _, &[_]) = ("disks without ACPI", uncounted(linux), &ACPI_OFF);
-    let suites: [(&str, Place, &[&str]); 18] = [
+    let suites: [(&str, Place, &[&str]); 19] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
@@ -152,6 +157,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("Linux on many machines", uncounted(linux), &LINUX_MACHINES),
         ("disks under Linux", uncounted(linux), &DISK),
         ("other devices under Linux", uncounted(linux), &DEVICES),
+        ("folders under Linux", uncounted(linux), &FOLDERS),
     ];
     let suites = suites.into_iter().chain(full.then_some(acpi_off));
     let suites = suites.filter(|(name, ..)| name.contains(&only));
@@ -338,6 +344,9 @@ impl Tests {
         files.extend(shell.into_iter().chain(self.modules()));
         if arguments == DISK || arguments == ACPI_OFF {
             files.extend(self.e2fsprogs.clone());
+        }
+        if arguments == FOLDERS {
+            files.push(apt::file(Path::new(VIRTIOFSD), "qemu-system-common")?);
         }
         if arguments == ACPI_OFF {
             files.extend(self.guest_kernel.clone());

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use abi::ports;
 
-use super::{Opt, Properties, Request, Result, Seen, chardev, drive, help, netdev};
+use super::{Opt, Properties, Request, Result, Seen, chardev, drive, fs, help, netdev};
 use crate::config::{Balloon, Chardev, DebugExit, PvPanic, Virtio};
 use crate::devices::pvpanic::{CRASH_LOADED, PANICKED};
 use crate::virtio::slots;
@@ -23,7 +23,7 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 10] = [
+pub const KINDS: [Kind; 11] = [
     Kind {
         name: "isa-debug-exit",
         bus: "ISA",
@@ -51,6 +51,13 @@ pub const KINDS: [Kind; 10] = [
         description: "a network card, as eth0",
         properties: &netdev::PROPERTIES,
         add: netdev::add,
+    },
+    Kind {
+        name: "vhost-user-fs-device",
+        bus: "virtio-bus",
+        description: "a folder of the host, by virtiofsd; mount -t virtiofs TAG",
+        properties: &fs::PROPERTIES,
+        add: fs::add,
     },
     Kind {
         name: "vhost-vsock-device",
@@ -242,6 +249,7 @@ pub(super) fn connect(seen: &mut Seen) -> Result<()> {
     let option = super::option("-device");
     drive::connect(seen, &option)?;
     netdev::connect(seen, &option)?;
+    fs::connect(seen, &option)?;
     connect_console(seen, &option)?;
     for (index, backend) in std::mem::take(&mut seen.rngs) {
         let Some(id) = backend else { continue };

@@ -19,6 +19,19 @@ pub enum Virtio {
     Console(Chardev),
     /// Sockets between guest and host, by the host's kernel, and the guest's context identifier.
     Vsock(u64),
+    /// A folder of the host, by a virtiofsd.
+    Fs(Fs),
+}
+
+/// A shared folder: who serves it, and how the guest sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fs {
+    /// The socket of the virtiofsd.
+    pub socket: PathBuf,
+    /// The name by which the guest mounts it, at most 36 bytes.
+    pub tag: String,
+    /// Entries of each queue, a power of two.
+    pub queue_size: u16,
 }
 
 /// The memory balloon.
@@ -39,6 +52,7 @@ impl Virtio {
             Self::Net(_) => "virtio-net-device",
             Self::Balloon(_) => "virtio-balloon-device",
             Self::Console(_) => "virtio-serial-device",
+            Self::Fs(_) => "vhost-user-fs-device",
             Self::Vsock(_) => "vhost-vsock-device",
         }
     }

@@ -30,6 +30,9 @@ use crate::memory::GuestRam;
 /// "virt".
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
+/// The registers of a shared memory region: its length and base, low and high halves.
+const SHM_LENGTH_LOW: u32 = 0xb0;
+const SHM_BASE_HIGH: u32 = 0xbc;
 /// QEMU's: Linux shows it, no driver minds.
 const VENDOR: u32 = u32::from_le_bytes(*b"QEMU");
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
@@ -154,6 +157,8 @@ impl Transport {
             }
             VIRTIO_MMIO_STATUS => state.status,
             VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
+            // There are no shared memory regions, which is told by these values (4.2.2).
+            SHM_LENGTH_LOW..=SHM_BASE_HIGH => u32::MAX,
             _ => 0,
         }
     }

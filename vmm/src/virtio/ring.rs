@@ -63,6 +63,17 @@ impl Ring {
         Broken::Chain { queue: self.number, problem }
     }
 
+    /// The ring itself cannot be reached.
+    pub fn out_of_reach(&self, source: vm_memory::GuestMemoryError) -> Broken {
+        self.ring_error(virtio_queue::Error::GuestMemory(source))
+    }
+
+    /// Goes on where somebody else was: the indexes of the next chain to take and to give back.
+    pub fn seek(&mut self, available: u16, used: u16) {
+        self.queue.set_next_avail(available);
+        self.queue.set_next_used(used);
+    }
+
     fn ring_error(&self, source: virtio_queue::Error) -> Broken {
         Broken::Ring { queue: self.number, source }
     }

@@ -21,7 +21,7 @@ const fn packed(what: &'static str, options: &'static [&'static str]) -> Change 
 }
 
 /// The kernel as it is, then one change at a time.
-const CHANGES: [Change; 13] = [
+const CHANGES: [Change; 12] = [
     Change { what: "as it is", options: &[], append: "" },
     Change { what: "with kernel messages (no quiet)", options: &[], append: "loglevel=7" },
     Change { what: "mitigations=off", options: &[], append: "mitigations=off" },
@@ -35,8 +35,8 @@ const CHANGES: [Change; 13] = [
         append: "",
     },
     Change {
-        what: "no ORC unwinder",
-        options: &["CONFIG_UNWINDER_ORC=n", "CONFIG_UNWINDER_GUESS=y"],
+        what: "with the ORC unwinder",
+        options: &["CONFIG_UNWINDER_GUESS=n", "CONFIG_UNWINDER_ORC=y"],
         append: "",
     },
     Change {
@@ -47,11 +47,6 @@ const CHANGES: [Change; 13] = [
             "CONFIG_NO_HZ_IDLE=n",
             "CONFIG_HZ_PERIODIC=y",
         ],
-        append: "",
-    },
-    Change {
-        what: "no guest of KVM",
-        options: &["CONFIG_KVM_GUEST=n", "CONFIG_PARAVIRT=n"],
         append: "",
     },
     Change { what: "no network", options: &["CONFIG_NET=n"], append: "" },

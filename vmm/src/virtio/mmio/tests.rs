@@ -40,6 +40,15 @@ fn a_driver_gets_its_random_bytes_and_one_interrupt() {
 }
 
 #[test]
+fn there_are_no_shared_memory_regions() {
+    let driver = Driver::ready(rng(), 0);
+    // Length and base, each in two halves: -1 for "not there"; 0 were an empty region.
+    for register in [0xb0, 0xb4, 0xb8, 0xbc] {
+        assert_eq!(driver.read(register), u32::MAX, "{register:#x}");
+    }
+}
+
+#[test]
 fn a_driver_that_waits_to_be_asked_is_asked_each_time() {
     // With VIRTIO_F_EVENT_IDX a driver notifies when the ring's index passes what the device wrote
     // after the used ring.

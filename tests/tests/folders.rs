@@ -1,0 +1,170 @@
+//! Folders of the host in guests, by QEMU's virtiofsd, under a distribution's kernel.
+//!
+//! Needs a /dev/kvm that runs kernel code natively, and root on a machine with FUSE: the nested lab
+//! is one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use regression::busybox::{FOLDERS, host, initramfs};
+use regression::machine::{Boot, microvm};
+use regression::products::kernel;
+use regression::program::{Guest, run};
+
+const DEADLINE: Duration = Duration::from_secs(180);
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+/// Small files that the guest reads, and writes.
+const FILES: usize = 500;
+
+/// A folder of the host and the daemon that serves it.
+struct Folder {
+    place: tempfile::TempDir,
+    daemon: Child,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("shared")).unwrap();
+        let daemon = start(place.path());
+        Self { place, daemon }
+    }
+
+    fn shared(&self) -> PathBuf {
+        self.place.path().join("shared")
+    }
+
+    /// As the article has it: the queue's size, the tag, and no word of memory.
+    fn command(&self, boot: Boot, initramfs: &Path, append: &str) -> Command {
+        let mut command = microvm(boot, "256M", &kernel(), append);
+        let chardev = format!("socket,id=char0,path={}", socket(self.place.path()).display());
+        command.args(["-chardev", &chardev, "-device"]);
+        command.arg("vhost-user-fs-device,queue-size=1024,chardev=char0,tag=myfs");
+        command.arg("-initrd").arg(initramfs);
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn socket(place: &Path) -> PathBuf {
+    place.join("socket")
+}
+
+/// Starts a daemon; it is there when its socket is.
+fn start(place: &Path) -> Child {
+    let _ = fs::remove_file(socket(place));
+    let mut command = Command::new(VIRTIOFSD);
+    command.arg(format!("--socket-path={}", socket(place).display()));
+    let source = format!("source={}", place.join("shared").display());
+    // The lab's root is an initramfs, which cannot be another namespace's.
+    command.args(["-o", &source, "-o", "sandbox=chroot", "-o", "log_level=warn"]);
+    let daemon = command.stdin(Stdio::null()).spawn();
+    let daemon = daemon.unwrap_or_else(|e| panic!("{VIRTIOFSD} (qemu-system-common): {e}"));
+    let since = Instant::now();
+    while !socket(place).exists() {
+        assert!(since.elapsed() < DEADLINE, "virtiofsd makes no socket");
+        thread::sleep(Duration::from_millis(10));
+    }
+    daemon
+}
+
+const READER_AND_WRITER: &str = "
+mount -t virtiofs myfs /root || echo failed: mount
+cd /root/many
+echo read $(cat * | md5sum)
+cd ..
+mkdir back
+for file in many/*; do cp $file back/; done
+dd if=/dev/urandom of=big bs=1M count=20 2>/dev/null
+echo wrote $(md5sum < big)
+ln -s big link; mv big renamed; rm link
+cd /
+umount /root || echo failed: umount
+";
+
+#[test]
+fn a_folder_is_read_and_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let init = initramfs(scratch.path(), "folder", &FOLDERS, READER_AND_WRITER);
+    for boot in [Boot::Firmware, Boot::Direct] {
+        let folder = Folder::new();
+        let many = folder.shared().join("many");
+        fs::create_dir(&many).unwrap();
+        for number in 0..FILES {
+            fs::write(many.join(format!("{number:05}")), vec![b'x'; number * 7]).unwrap();
+        }
+        let sum = |names: &str| {
+            let text = host(&["sh", "-c", &format!("cat {names} | md5sum")]);
+            text.split_whitespace().next().unwrap().to_owned()
+        };
+        let read = sum(&format!("{}/*", many.display()));
+        let ended = run(&mut folder.command(boot, &init, "console=ttyS0 quiet"), b"", DEADLINE);
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended}");
+        assert!(!ended.stdout.contains("failed"), "{ended}");
+        assert!(ended.stdout.contains(&format!("read {read}")), "{ended}");
+        assert_eq!(sum(&format!("{}/back/*", folder.shared().display())), read);
+        let wrote = sum(&format!("{}/renamed", folder.shared().display()));
+        assert!(ended.stdout.contains(&format!("wrote {wrote}")), "{ended}");
+        assert!(!folder.shared().join("link").exists());
+    }
+}
+
+/// Copies until that fails, and goes on living.
+const COPIER: &str = "
+mount -t virtiofs myfs /root || echo failed: mount
+echo copying
+while dd if=/dev/zero of=/root/copy bs=64k count=64 2>/tmp/said; do :; done
+tail -n 1 /tmp/said
+ls /root 2>&1
+umount -l /root
+echo still-here
+";
+
+#[test]
+fn a_daemon_that_dies_is_an_error_in_the_guest_and_no_more() {
+    let scratch = tempfile::tempdir().unwrap();
+    let init = initramfs(scratch.path(), "copier", &FOLDERS, COPIER);
+    let mut folder = Folder::new();
+    let mut guest = Guest::start(&mut folder.command(Boot::Direct, &init, "console=ttyS0 quiet"));
+    guest.wait_for("copying", DEADLINE);
+    thread::sleep(Duration::from_millis(300));
+    folder.daemon.kill().unwrap();
+    let ended = guest.end(DEADLINE);
+    assert_eq!(ended.status, Some(0), "{ended}");
+    assert!(ended.stderr.contains("vhost-user-fs-device 'myfs': virtiofsd at"), "{ended}");
+    assert!(
+        ended.stdout.contains("Input/output error") && ended.stdout.contains("still-here"),
+        "{ended}"
+    );
+}
+
+/// Mounts, and restarts the machine once.
+const RESTARTER: &str = "
+mount -t virtiofs myfs /root || echo failed: mount
+echo life $(cat /root/lives)
+echo x >> /root/lives
+sync
+[ $(wc -l < /root/lives) -gt 2 ] || reboot -f
+";
+
+#[test]
+fn a_restarted_guest_finds_its_folder_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let init = initramfs(scratch.path(), "restarter", &FOLDERS, RESTARTER);
+    let folder = Folder::new();
+    fs::write(folder.shared().join("lives"), "x\n").unwrap();
+    let ended =
+        run(&mut folder.command(Boot::Firmware, &init, "console=ttyS0 quiet"), b"", DEADLINE);
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended}");
+    assert!(ended.stdout.contains("life x x"), "{ended}");
+    assert_eq!(fs::read_to_string(folder.shared().join("lives")).unwrap(), "x\nx\nx\n");
+}
