@@ -1,4 +1,4 @@
-//! Folders of the host in guests, by QEMU's virtiofsd, under a distribution's kernel.
+//! Folders of the host in guests, by QEMU's virtiofsd.
 //!
 //! Needs a /dev/kvm that runs kernel code natively, and root on a machine with FUSE: the nested lab
 //! is one.
@@ -78,8 +78,8 @@ fn start(place: &Path) -> Child {
 }
 
 const READER_AND_WRITER: &str = "
-mount -t virtiofs myfs /root || echo failed: mount
-cd /root/many
+mkdir /tmp/shared; mount -t virtiofs myfs /tmp/shared || echo failed: mount
+cd /tmp/shared/many
 echo read $(cat * | md5sum)
 cd ..
 mkdir back
@@ -88,7 +88,7 @@ dd if=/dev/urandom of=big bs=1M count=20 2>/dev/null
 echo wrote $(md5sum < big)
 ln -s big link; mv big renamed; rm link
 cd /
-umount /root || echo failed: umount
+umount /tmp/shared || echo failed: umount
 ";
 
 #[test]
@@ -120,12 +120,12 @@ fn a_folder_is_read_and_written() {
 
 /// Copies until that fails, and goes on living.
 const COPIER: &str = "
-mount -t virtiofs myfs /root || echo failed: mount
+mkdir /tmp/shared; mount -t virtiofs myfs /tmp/shared || echo failed: mount
 echo copying
-while dd if=/dev/zero of=/root/copy bs=64k count=64 2>/tmp/said; do :; done
-tail -n 1 /tmp/said
-ls /root 2>&1
-umount -l /root
+while dd if=/dev/zero of=/tmp/shared/copy bs=64k count=64 2>/said; do :; done
+tail -n 1 /said
+ls /tmp/shared 2>&1
+umount -l /tmp/shared
 echo still-here
 ";
 
@@ -149,11 +149,11 @@ fn a_daemon_that_dies_is_an_error_in_the_guest_and_no_more() {
 
 /// Mounts, and restarts the machine once.
 const RESTARTER: &str = "
-mount -t virtiofs myfs /root || echo failed: mount
-echo life $(cat /root/lives)
-echo x >> /root/lives
+mkdir /tmp/shared; mount -t virtiofs myfs /tmp/shared || echo failed: mount
+echo life $(cat /tmp/shared/lives)
+echo x >> /tmp/shared/lives
 sync
-[ $(wc -l < /root/lives) -gt 2 ] || reboot -f
+[ $(wc -l < /tmp/shared/lives) -gt 2 ] || reboot -f
 ";
 
 #[test]

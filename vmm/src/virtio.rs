@@ -145,7 +145,7 @@ pub enum Error {
     #[error(transparent)]
     Vsock(#[from] vsock::Error),
     /// A shared folder.
-    #[error("-device vhost-user-fs-device: {0}")]
+    #[error("-device vhost-user-fs-device")]
     Fs(#[from] fs::Error),
 }
 

@@ -209,8 +209,8 @@ impl Bridge {
     fn take_over(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
         let Shared { name, source, .. } = &*self.shared;
         console::say(&format!(
-            "{name}: virtiofsd at '{}' is gone; the guest gets I/O errors. Start it again, and mount \
-             anew in the guest",
+            "{name}: virtiofsd at '{}' is gone; the guest gets I/O errors. Start it again, and \
+             mount anew in the guest",
             source.socket.display()
         ));
         if let Some(daemon) = self.shared.lock().take() {

@@ -107,6 +107,27 @@ const LINES: &[(&str, Outcome)] = &[
     (
         "-M microvm -kernel k -chardev socket,id=char0,path=/tmp/v \
           -device vhost-user-fs-device,queue-size=1024,chardev=char0,tag=myfs",
+        Taken,
+    ),
+    (
+        "-M microvm -kernel k -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on \
+          -numa node,memdev=mem -chardev socket,id=char0,path=/tmp/v \
+          -device vhost-user-fs-device,chardev=char0,tag=myfs",
+        Taken,
+    ),
+    // virtiofsd could not map that memory.
+    (
+        "-M microvm -kernel k -m 1G -object memory-backend-ram,id=mem,size=1G \
+          -numa node,memdev=mem -chardev socket,id=char0,path=/tmp/v \
+          -device vhost-user-fs-device,chardev=char0,tag=myfs",
+        StopsAt("-object mem"),
+    ),
+    (
+        "-M microvm -kernel k -chardev pty,id=c -device vhost-user-fs-device,chardev=c,tag=t",
+        StopsAt("-device"),
+    ),
+    (
+        "-M microvm -kernel k -chardev socket,id=c,path=/v -device vhost-user-fs-device,chardev=c",
         StopsAt("-device"),
     ),
     ("-M microvm -kernel k -device vhost-vsock-device,guest-cid=3", Taken),

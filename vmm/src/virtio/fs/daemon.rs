@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nobody is there.
-    #[error("no virtiofsd at '{path}' ({source}): start it first, with --socket-path={path}")]
+    #[error("no virtiofsd at '{path}': start it first, with --socket-path={path}")]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -46,8 +46,8 @@ pub enum Error {
     #[error("virtiofsd at '{0}' lacks virtio features {1:#x}: use a newer one")]
     Features(PathBuf, u64),
     /// A descriptor of ours.
-    #[error("memory of the guest cannot be shared with virtiofsd: {0}")]
-    Share(io::Error),
+    #[error("memory of the guest cannot be shared with virtiofsd")]
+    Share(#[source] io::Error),
 }
 
 /// A daemon that answers.

@@ -93,3 +93,105 @@ fn refuse(chain: &Chain<'_>) -> usize {
     let answer = [&OUT_HEADER.to_le_bytes()[..], &ERROR.to_le_bytes(), &unique].concat();
     if chain.writable.len() < answer.len() { 0 } else { chain.writable.copy_from(&answer) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use virtio_queue::{Queue, QueueT};
+
+    use super::*;
+    use crate::memory::GuestRam;
+    use crate::virtio::{Event, Interrupt};
+
+    const DESCRIPTORS: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    /// Each request has its bytes here, then its answer.
+    const BUFFERS: u64 = 0x4000;
+    const SIZE: u16 = 8;
+
+    fn ring(ram: &GuestRam) -> Ring {
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(0x1000), Some(0));
+        queue.set_avail_ring_address(Some(0x2000), Some(0));
+        queue.set_used_ring_address(Some(0x3000), Some(0));
+        queue.set_ready(true);
+        assert!(queue.is_valid(ram.regions()));
+        let interrupt = Arc::new(Interrupt::new("x", Arc::new(|| ())));
+        Ring::new(0, queue, Event::new().unwrap(), interrupt)
+    }
+
+    /// A request of two descriptors from `head` on, whose number is `unique`.
+    fn request(ram: &GuestRam, head: u16, unique: u64) {
+        let at = BUFFERS + u64::from(head) * 64;
+        let descriptor = |address: u64, length: u32, flags: u16, next: u16| {
+            let [a, b] = [flags.to_le_bytes(), next.to_le_bytes()];
+            [&address.to_le_bytes()[..], &length.to_le_bytes(), &a, &b].concat()
+        };
+        let chain = [descriptor(at, 40, 1, head + 1), descriptor(at + 40, 16, 2, 0)].concat();
+        ram.write(DESCRIPTORS + u64::from(head) * 16, &chain).unwrap();
+        ram.write(at + 8, &unique.to_le_bytes()).unwrap();
+    }
+
+    fn offer(ram: &GuestRam, position: u16, head: u16) {
+        let at = AVAILABLE + 4 + 2 * u64::from(position % SIZE);
+        ram.write(at, &head.to_le_bytes()).unwrap();
+        ram.write(AVAILABLE + 2, &(position + 1).to_le_bytes()).unwrap();
+    }
+
+    fn answer(ram: &GuestRam, head: u16) -> [u8; 16] {
+        let mut answer = [0; 16];
+        ram.read(BUFFERS + u64::from(head) * 64 + 40, &mut answer).unwrap();
+        answer
+    }
+
+    fn used(ram: &GuestRam) -> u16 {
+        let mut index = [0; 2];
+        ram.read(USED + 2, &mut index).unwrap();
+        u16::from_le_bytes(index)
+    }
+
+    #[test]
+    fn what_was_not_answered_is_answered_with_an_error_once() {
+        let ram = GuestRam::new(1 << 20, None).unwrap();
+        let mut ring = ring(&ram);
+        for (position, head) in [0, 2, 4].into_iter().enumerate() {
+            request(&ram, head, 100 + u64::from(head));
+            offer(&ram, u16::try_from(position).unwrap(), head);
+        }
+        let mut pending = Pending::default();
+        pending.look(&ring, ram.regions()).unwrap();
+        // The daemon answers the second one.
+        ram.write(USED + 4, &2_u32.to_le_bytes()).unwrap();
+        ram.write(USED + 2, &1_u16.to_le_bytes()).unwrap();
+        pending.look(&ring, ram.regions()).unwrap();
+        let wake = Wake { ram: &ram, source: true };
+        pending.refuse(&mut ring, &wake).unwrap();
+        assert_eq!(used(&ram), 3);
+        for (head, error) in [(0_u16, true), (2, false), (4, true)] {
+            let mut expected = [0; 16];
+            if error {
+                expected[0] = 16;
+                expected[4..8].copy_from_slice(&(-5_i32).to_le_bytes());
+                expected[8] = 100 + head.to_le_bytes()[0];
+            }
+            assert_eq!(answer(&ram, head), expected, "{head}");
+        }
+        // What comes later is refused, too.
+        request(&ram, 6, 7);
+        offer(&ram, 3, 6);
+        refuse_all(&mut ring, &wake).unwrap();
+        assert_eq!((used(&ram), answer(&ram, 6)[8]), (4, 7));
+    }
+
+    #[test]
+    fn requests_that_were_not_seen_break_the_queue() {
+        let ram = GuestRam::new(1 << 20, None).unwrap();
+        let mut ring = ring(&ram);
+        ram.write(AVAILABLE + 2, &(SIZE + 1).to_le_bytes()).unwrap();
+        let mut pending = Pending::default();
+        pending.look(&ring, ram.regions()).unwrap();
+        assert!(pending.refuse(&mut ring, &Wake { ram: &ram, source: true }).is_err());
+    }
+}
