@@ -34,7 +34,7 @@ use crate::farewell;
 use crate::fw_cfg::{FwCfg, Item, Items};
 use crate::image::Images;
 use crate::memory::GuestRam;
-use crate::trace::{Trace, step};
+use crate::trace::{FILTER_STEP, Trace, step};
 use crate::vcpu::{self, End, Vcpu};
 use crate::virtio;
 
@@ -103,6 +103,11 @@ impl Machine {
         );
         let (vm, (state, mut items)) = (Arc::new(vm?), prepared?);
         step(trace, "the rest of the images");
+        if trace.is_some() {
+            // Later, a grace period of others would have to end before.
+            watch_early_kernel(&vm);
+            step(trace, FILTER_STEP);
+        }
         if accel::is_intel() {
             place_kvm_pages(&vm)?;
         }
@@ -128,9 +133,6 @@ impl Machine {
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
         let plugs = Plugs { com1, virtio: devices, doorbells: Arc::new(Doorbells(vm.clone())) };
         let board = Board::new(config, fw_cfg, plugs, ram, Injector(vm.clone()))?;
-        if trace.is_some() {
-            watch_early_kernel(&vm);
-        }
         step(trace, "registers and board");
         let (on_panic, ram) = (config.actions.panic, ram.clone());
         Ok(Self { cpus, board, vm, ram, state, on_panic, begun: false, cpuid, stamps })

@@ -6,6 +6,8 @@ use super::*;
 fn counts_and_marks_are_in_the_trace() {
     let mut trace = Trace::new(Path::new("x"), 5);
     trace.step("memory");
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    trace.step(FILTER_STEP);
     trace.enter_guest(true, &[("kernel", Range::between(1, 2))]);
     trace.first_run();
     trace.count(Exit::IoOut, "COM1");
@@ -21,6 +23,7 @@ fn counts_and_marks_are_in_the_trace() {
     trace.firmware(Some((stamps, Some(1000))));
     let json = trace.json("power off", 0, 77);
     assert_eq!(json["start_ns"], 5);
+    assert!(json["trace_cost_ns"].as_u64().unwrap() >= 2_000_000, "its own set-up counts");
     assert_eq!(json["exits"]["io_out"]["COM1"], 2);
     assert_eq!(json["exits"]["total"], 3);
     assert_eq!(json["exits"]["msr_write"]["CPU"], 1);
