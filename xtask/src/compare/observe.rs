@@ -8,6 +8,7 @@ use std::{fs, thread};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use serde_json::{Value, json};
 
@@ -16,6 +17,8 @@ use super::tracer::{self, Event, Tracer};
 
 /// Init's line.
 const INIT_LINE: &str = "~guest-init";
+/// Where a candidate's complaints go, in the lab.
+const ERRORS: &str = "/tmp/candidate-errors";
 /// How long a guest may take to that line, and from there to its end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -200,8 +203,24 @@ fn parse_peaks(text: &str) -> u64 {
 fn spawn(command: &[String]) -> Result<Child> {
     let (program, arguments) = command.split_first().context("no program")?;
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let errors = fs::File::create(ERRORS).with_context(|| format!("making {ERRORS}"))?;
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+    if program.ends_with("/alioth") {
+        // It wants its console to be a terminal.
+        command.stdin(terminal().context("making a terminal")?);
+    }
     command.spawn().with_context(|| format!("starting {program}"))
+}
+
+/// A terminal that nobody types on, as long as this process lives.
+fn terminal() -> Result<fs::File> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let name = ptsname(&ours, Vec::new())?;
+    let theirs = fs::File::options().read(true).write(true).open(name.to_str()?)?;
+    std::mem::forget(ours);
+    Ok(theirs)
 }
 
 /// A start: when it began, when init's line was read, when the process had ended, if it did.
@@ -227,7 +246,8 @@ fn run(candidate: &Candidate) -> Result<Run> {
     let end = (last == Stop::End).then(now);
     if first != Stop::Found {
         let console = String::from_utf8_lossy(&console);
-        bail!("init did not run ({status}); the console: {console}");
+        let said = fs::read_to_string(ERRORS).unwrap_or_default();
+        bail!("init did not run ({status}); it said: {said}; the console: {console}");
     }
     Ok(Run { start, line, end })
 }

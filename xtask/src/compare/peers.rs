@@ -45,10 +45,9 @@ impl Peer {
 
     /// Its way to start the guest, if it has one for this form of kernel.
     pub fn candidate(&self, guest: Guest<'_>) -> Result<Option<Candidate>> {
-        // Of those, only kvmtool does not load an ELF kernel, and alioth nothing else.
-        match (self.kind, guest.form) {
-            (Kind::Kvmtool, "vmlinux") | (Kind::Alioth, "bzImage") => return Ok(None),
-            _ => {}
+        // Of those, only kvmtool does not load an ELF kernel.
+        if self.kind == Kind::Kvmtool && guest.form == "vmlinux" {
+            return Ok(None);
         }
         let mut files = vec![self.program.clone(), guest.kernel.into(), guest.initrd.into()];
         let command = self.command(guest, APPEND, "brief", &mut files)?;
@@ -96,10 +95,13 @@ impl Peer {
                 ),
                 append,
             ),
-            Kind::Alioth => words(
-                &format!("boot -k {kernel} -i {initrd} --memory size=128M --num-cpu 1 --cmdline"),
-                append,
-            ),
+            Kind::Alioth => {
+                let option = if guest.form == "vmlinux" { "--pvh" } else { "--kernel" };
+                let memory = "--memory size=128M,thp=true --cpu count=1";
+                let line =
+                    format!("boot {option} {kernel} --initramfs {initrd} {memory} --cmdline");
+                words(&line, append)
+            }
         };
         Ok([program].into_iter().chain(words).collect())
     }
@@ -146,7 +148,10 @@ mod tests {
             assert!(candidate.staying.last().unwrap().ends_with("brief stay"));
             assert!(["/k", "/i"].iter().all(|file| candidate.command.contains(&(*file).into())));
         }
-        let alioth = Peer::parse("alioth=/dev/null").unwrap();
-        assert_eq!(alioth.candidate(guest).unwrap(), None);
+        let elf = Guest { form: "vmlinux", ..guest };
+        let kvmtool = Peer::parse("kvmtool=/dev/null").unwrap();
+        assert_eq!(kvmtool.candidate(elf).unwrap(), None);
+        let alioth = Peer::parse("alioth=/dev/null").unwrap().candidate(elf).unwrap().unwrap();
+        assert!(alioth.command.windows(2).any(|pair| pair == ["--pvh", "/k"]));
     }
 }
