@@ -22,3 +22,4 @@ pub mod post;
 pub mod pvh;
 pub mod range;
 pub mod table_loader;
+pub mod workload;

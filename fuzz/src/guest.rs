@@ -13,7 +13,7 @@ use vmm::config;
 use vmm::memory::GuestRam;
 use vmm::virtio::balloon::Balloon;
 use vmm::virtio::block::Block;
-use vmm::virtio::console::Console;
+use vmm::virtio::console::{Console, Port};
 use vmm::virtio::net::{self, tap::Tap};
 use vmm::virtio::rng::Rng;
 use vmm::virtio::{Device, Interrupt, Work};
@@ -54,11 +54,14 @@ impl Devices {
         for end in [&card, &wire] {
             end.set_nonblocking(true).expect("sockets that do not wait");
         }
+        let output = Output::file(nowhere);
+        let port = |number| Port::new(number, "wire", number == 0, output.clone());
+        let ports = [0, 2].map(|number| Arc::new(port(number).expect("a port"))).into();
         let tap = Arc::new(Tap::of(File::from(OwnedFd::from(card))));
         let all: Vec<Arc<dyn Device>> = vec![
             Arc::new(Block::new(&disk).expect("a disk")),
             Arc::new(Rng::new(Path::new("/dev/zero")).expect("zeroes")),
-            Arc::new(Console::new(Output::file(nowhere)).expect("a console")),
+            Arc::new(Console::new(ports)),
             Arc::new(Balloon::new(&options, RAM)),
             Arc::new(Card(tap)),
         ];

@@ -19,6 +19,20 @@ pub const BUSYBOX: &str = "MICROVM_BUSYBOX";
 /// Names the folder of a QMP client's Python modules.
 pub const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 
+/// Names the virtiofsd that is written in Rust.
+const OTHER_VIRTIOFSD: &str = "MICROVM_OTHER_VIRTIOFSD";
+/// QEMU's virtiofsd, where Debian 12 has it.
+pub const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+/// Names the program that serves guests' sockets.
+pub const VHOST_DEVICE_VSOCK: &str = "MICROVM_VHOST_DEVICE_VSOCK";
+/// Set when all is to be tested, not a sample.
+const FULL: &str = "MICROVM_FULL";
+
+/// Whether all is to be tested, however long that takes.
+pub fn is_full() -> bool {
+    std::env::var_os(FULL).is_some()
+}
+
 /// The product `name`. Panics, with what to do, when it was not built.
 pub fn product(name: &str) -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist");
@@ -44,6 +58,12 @@ pub fn qmp_client() -> PathBuf {
 /// A shell and tools in one static program.
 pub fn busybox() -> PathBuf {
     fetched(BUSYBOX)
+}
+
+/// The programs that share folders: QEMU's, and when all is to be tested, the one in Rust.
+pub fn virtiofsds() -> Vec<PathBuf> {
+    let other = std::env::var_os(OTHER_VIRTIOFSD).map(|path| existing(path.into()));
+    std::iter::once(PathBuf::from(VIRTIOFSD)).chain(other).collect()
 }
 
 /// A module of the distribution's kernel, below its `kernel` folder and without `.ko`.

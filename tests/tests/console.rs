@@ -1,5 +1,6 @@
 //! What a guest writes reaches its reader; one that stands still stops no more.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
@@ -8,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use regression::products::product;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 
 /// Far above what anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -274,4 +276,28 @@ fn a_machine_comes_as_a_client() {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     talk(&stream, "as a client");
     check_end(child);
+}
+
+#[test]
+fn a_machine_in_the_background_leaves_the_terminal_to_the_shell() {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags).unwrap();
+    unlockpt(&ours).unwrap();
+    let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
+    let end = || Stdio::from(theirs.try_clone().unwrap());
+    let machine = payload("halt", "stdio");
+    // A shell with job control, whose terminal this is.
+    let script = "set -m; \"$@\" & sleep 1; stty -a; kill -9 $!; echo over";
+    let mut shell = Command::new("setsid");
+    shell.args(["--ctty", "--wait", "sh", "-c", script, "sh"]);
+    shell.arg(machine.get_program()).args(machine.get_args());
+    let mut child = shell.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    drop((shell, theirs));
+    let (mut screen, mut seen, mut bytes) = (File::from(ours), String::new(), [0; 4096]);
+    while let (false, Ok(count @ 1..)) = (seen.contains("over"), screen.read(&mut bytes)) {
+        seen += &String::from_utf8_lossy(&bytes[..count]);
+    }
+    child.wait().unwrap();
+    let modes: Vec<&str> = seen.split_ascii_whitespace().collect();
+    assert!(["icanon", "isig", "echo"].iter().all(|mode| modes.contains(mode)), "{seen}");
 }

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use regression::busybox::{
     BALLOON, CONSOLE, DISK, ENTROPY, NETWORK, SOCKETS, host, initramfs, load_on_host,
 };
 use regression::machine::{Boot, microvm};
-use regression::products::{kernel, product};
+use regression::products::{VHOST_DEVICE_VSOCK, fetched, kernel, product};
 use regression::program::{Ended, Guest, run};
 
 /// What passes through a connection.
@@ -149,6 +149,78 @@ fn sockets_carry_100_mb_both_ways() {
         assert_eq!(sum(&sent.stdout, "sent ", &sent), sum(there, "received ", &guest), "{guest}");
         assert_eq!((guest.status, guest.stderr.as_str()), (Some(0), ""), "{guest}");
     }
+}
+
+/// The same, then a connection that breaks, and one after it.
+const USER_SOCKET_GUEST: &str = "
+guest-work send vsock:2:1234 MIB 9
+guest-work receive vsock:3:4321 MIB
+guest-work receive vsock:3:4322 100000
+echo connection-lost
+guest-work send vsock:2:1235 1 5
+";
+
+/// A vhost-device-vsock; its sockets are in `folder`.
+fn serve_sockets(folder: &Path) -> Child {
+    let [socket, ports] = ["socket", "ports"].map(|name| folder.join(name));
+    for old in [&socket, &ports] {
+        let _ = std::fs::remove_file(old);
+    }
+    let mut command = Command::new(fetched(VHOST_DEVICE_VSOCK));
+    command.args(["--guest-cid", "42", "--socket"]).arg(&socket).arg("--uds-path").arg(&ports);
+    let daemon = command.spawn().unwrap();
+    let since = Instant::now();
+    while !socket.exists() {
+        assert!(since.elapsed() < DEADLINE, "vhost-device-vsock makes no socket");
+        thread::sleep(Duration::from_millis(10));
+    }
+    daemon
+}
+
+#[test]
+fn another_process_serves_sockets_and_may_be_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    // Each byte goes through a process of the emulated host.
+    const MIB: &str = "20";
+    let script = USER_SOCKET_GUEST.replace("MIB", MIB);
+    let init = initramfs(folder.path(), "user-sockets", &SOCKETS, &script);
+    let mut daemon = serve_sockets(folder.path());
+    let mut command = linux(Boot::Firmware, "256M", &init);
+    let chardev = format!("socket,id=c,path={}", folder.path().join("socket").display());
+    command.args(["-chardev", &chardev, "-device", "vhost-user-vsock-device,chardev=c"]);
+    let ports = folder.path().join("ports");
+    let work = move |what: &str, port: u32, more: &[&str]| {
+        let mut command = Command::new(product("guest-work"));
+        let address = format!("hybrid:{}:{port}", ports.display());
+        run(command.args([what, &address]).args(more), b"", DEADLINE)
+    };
+    let guest = thread::spawn(move || run(&mut command, b"", DEADLINE));
+    let received = work("receive", 1234, &[MIB]);
+    let sent = work("send", 4321, &[MIB, "11"]);
+    let more = thread::spawn({
+        let work = work.clone();
+        move || work("send", 4322, &["100000", "11"])
+    });
+    // In the midst of that.
+    thread::sleep(Duration::from_secs(3));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    more.join().unwrap();
+    let mut daemon = serve_sockets(folder.path());
+    let last = work("receive", 1235, &["1"]);
+    let guest = guest.join().unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+
+    let sums = |name| lines(&guest.stdout, name).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let ends = [&received, &last].map(|end| sum(&end.stdout, "received ", end));
+    assert_eq!(sums("sent "), ends, "{guest}");
+    assert_eq!(sums("received ")[0], sum(&sent.stdout, "sent ", &sent), "{guest}");
+    assert!(guest.stdout.contains("connection-lost"), "{guest}");
+    assert_eq!(guest.status, Some(0), "{guest}");
+    let said: Vec<&str> = guest.stderr.lines().collect();
+    let gone = said.first().is_some_and(|line| line.contains("' is gone; the guest's connections"));
+    assert!(gone && said.len() == 2 && said[1].contains("served again"), "{guest}");
 }
 
 /// Uses memory, and lets go of it; then waits to be asked for more.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use regression::busybox::{DISK, check_disk, host, initramfs, root_disk};
 use regression::machine::{Boot, microvm};
 use regression::medium::{Medium, flushed, lost};
-use regression::products::kernel;
+use regression::products::{is_full, kernel};
 use regression::program::{Ended, retried, run, run_steps, run_until_mark};
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -137,7 +137,7 @@ guest-work durable /dev/vda 8
 
 /// How often: all when the matrix is.
 fn kills() -> usize {
-    if std::env::var_os("MICROVM_FULL").is_some() { 20 } else { 4 }
+    if is_full() { 20 } else { 4 }
 }
 
 /// Runs the writer and kills the machine; the blocks that were flushed by then. The moment is

@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use regression::busybox::{FOLDERS, host, initramfs};
 use regression::machine::{Boot, microvm};
-use regression::products::kernel;
+use regression::products::{VIRTIOFSD, kernel, virtiofsds};
 use regression::program::{Guest, run};
 
 const DEADLINE: Duration = Duration::from_secs(180);
-const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 /// Small files that the guest reads, and writes.
 const FILES: usize = 500;
 
@@ -27,9 +26,13 @@ struct Folder {
 
 impl Folder {
     fn new() -> Self {
+        Self::by(Path::new(VIRTIOFSD))
+    }
+
+    fn by(virtiofsd: &Path) -> Self {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join("shared")).unwrap();
-        let daemon = start(place.path());
+        let daemon = start(virtiofsd, place.path());
         Self { place, daemon }
     }
 
@@ -60,15 +63,14 @@ fn socket(place: &Path) -> PathBuf {
 }
 
 /// Starts a daemon; it is there when its socket is.
-fn start(place: &Path) -> Child {
+fn start(virtiofsd: &Path, place: &Path) -> Child {
     let _ = fs::remove_file(socket(place));
-    let mut command = Command::new(VIRTIOFSD);
+    let mut command = Command::new(virtiofsd);
     command.arg(format!("--socket-path={}", socket(place).display()));
-    let source = format!("source={}", place.join("shared").display());
-    // The lab's root is an initramfs, which cannot be another namespace's.
-    command.args(["-o", &source, "-o", "sandbox=chroot", "-o", "log_level=warn"]);
+    // As the article has it, which the one in Rust takes too.
+    command.args(["-o", &format!("source={}", place.join("shared").display())]);
     let daemon = command.stdin(Stdio::null()).spawn();
-    let daemon = daemon.unwrap_or_else(|e| panic!("{VIRTIOFSD} (qemu-system-common): {e}"));
+    let daemon = daemon.unwrap_or_else(|e| panic!("{}: {e}", virtiofsd.display()));
     let since = Instant::now();
     while !socket(place).exists() {
         assert!(since.elapsed() < DEADLINE, "virtiofsd makes no socket");
@@ -95,8 +97,11 @@ umount /tmp/shared || echo failed: umount
 fn a_folder_is_read_and_written() {
     let scratch = tempfile::tempdir().unwrap();
     let init = initramfs(scratch.path(), "folder", &FOLDERS, READER_AND_WRITER);
-    for boot in [Boot::Firmware, Boot::Direct] {
-        let folder = Folder::new();
+    let ways = virtiofsds()
+        .into_iter()
+        .flat_map(|virtiofsd| [Boot::Firmware, Boot::Direct].map(|boot| (boot, virtiofsd.clone())));
+    for (boot, virtiofsd) in ways {
+        let folder = Folder::by(&virtiofsd);
         let many = folder.shared().join("many");
         fs::create_dir(&many).unwrap();
         for number in 0..FILES {

@@ -7,7 +7,6 @@ mod chardev;
 mod cpu;
 mod device;
 mod drive;
-mod fs;
 mod help;
 mod keyval;
 mod life;
@@ -15,7 +14,9 @@ mod machine;
 mod memory;
 mod monitor;
 mod netdev;
+mod port;
 mod size;
+mod vhost_user;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -64,10 +65,10 @@ struct Seen {
     // Disks by their number and their drive's id, and the drives.
     disks: Vec<(usize, String)>,
     drives: Vec<drive::Drive>,
-    // Shared folders by their number, and their chardev's id.
-    folders: Vec<(usize, String)>,
-    // The chardev of the virtio console.
-    console_chardev: Option<String>,
+    // Devices that other processes serve, by their number, and their chardev's id.
+    sockets: Vec<(usize, String)>,
+    // The chardevs of the ports of the serial bus, in their order.
+    ports: Vec<String>,
     // Network cards by their number and their netdev's id, and the netdevs.
     cards: Vec<(usize, String)>,
     netdevs: Vec<netdev::Netdev>,
@@ -116,7 +117,7 @@ fn finish(mut seen: Seen) -> Result<Request> {
     monitor::check_stdio(&seen)?;
     let mut config = seen.config;
     seen.memory.settle(&mut config)?;
-    fs::share_memory(&mut config)?;
+    vhost_user::share_memory(&mut config)?;
     config.bios = config.bios.map(|bios| find_bios(bios, &seen.data_dirs));
     check_kernel(&config)?;
     Ok(Request::Run(Box::new(config)))

@@ -23,6 +23,7 @@ use crate::config;
 use crate::console;
 use crate::control::Control;
 use crate::signals;
+pub(crate) use input::read_all;
 use mux::Escape;
 pub use output::Output;
 pub use socket::listen;

@@ -5,7 +5,7 @@ mod virtio;
 use std::path::PathBuf;
 
 use crate::cpuid::Feature;
-pub use virtio::{Balloon, Disk, DiskCache, Fs, Net, TapSource, Virtio};
+pub use virtio::{Balloon, Disk, DiskCache, Fs, Net, Port, TapSource, Virtio};
 
 /// A virtual machine as the user wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Config {
     /// Whose interrupt chips there are, if that is said.
     pub irqchip: Option<Irqchip>,
     /// Whether a bzImage is unpacked on the host, once, and its ELF kernel started.
-    pub kernel_cache: bool,
+    pub kernel_cache: KernelCache,
     /// Whether there is a COM1.
     pub isa_serial: bool,
     /// What is done when the guest resets itself, powers off or panics.
@@ -208,6 +208,17 @@ impl Chardev {
     }
 }
 
+/// Whether a bzImage is unpacked on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelCache {
+    /// Its guests unpack it.
+    Off,
+    /// If that can be done; nothing is said of it.
+    Auto,
+    /// It must be.
+    On,
+}
+
 /// Who has the interrupt chips beside the local APICs, which are KVM's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Irqchip {
@@ -221,15 +232,15 @@ impl Config {
     /// Whether standard output has a user.
     pub fn uses_stdout(&self) -> bool {
         self.serial.is_stdio()
-            || self.console().is_some_and(Chardev::is_stdio)
+            || self.ports().any(|port| port.chardev.is_stdio())
             || self.qmp.contains(&Qmp::Stdio)
     }
 
-    /// Where the virtio console leads, if there is one.
-    pub fn console(&self) -> Option<&Chardev> {
-        self.virtio.iter().find_map(|device| match device {
-            Virtio::Console(chardev) => Some(chardev),
-            _ => None,
+    /// The ports of the virtio serial bus.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.virtio.iter().flat_map(|device| match device {
+            Virtio::Serial(ports) => ports.as_slice(),
+            _ => &[],
         })
     }
 
@@ -364,7 +375,7 @@ impl Default for Config {
             serial: Chardev::Null,
             acpi: true,
             irqchip: None,
-            kernel_cache: false,
+            kernel_cache: KernelCache::Off,
             isa_serial: true,
             actions: Actions::default(),
             start_stopped: false,

@@ -5,7 +5,7 @@
 //! in one place, and [`restore`] is called on the way out and by the panic hook.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -55,6 +55,16 @@ pub fn say(line: &str) {
     }
 }
 
+/// All lines of `log`, as what `who` said.
+pub fn say_all(who: &str, log: &mut File) {
+    let mut text = Vec::new();
+    // A log that cannot be read is not what failed.
+    let _ = log.rewind().and_then(|()| log.read_to_end(&mut text));
+    for line in String::from_utf8_lossy(&text).lines().filter(|line| !line.trim().is_empty()) {
+        say(&format!("{who}: {}", line.trim_end()));
+    }
+}
+
 /// The terminal's modes, if it was changed.
 static TERMINAL: Mutex<Option<Modes>> = Mutex::new(None);
 
@@ -87,11 +97,23 @@ fn set_mode(mode: &Termios) {
     let _ = termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, mode);
 }
 
+/// Whether the terminal that is standard input is this process's to use: a shell gives it to one
+/// job at a time.
+pub fn is_in_foreground() -> bool {
+    let owner = termios::tcgetpgrp(rustix::stdio::stdin());
+    // One that is not this session's terminal has no such owner.
+    owner.map_or(true, |owner| owner == rustix::process::getpgrp())
+}
+
 /// Has keys come as they are pressed, if standard input is a terminal; `with_signals` leaves the
 /// keys that ask a process to end or to stop. Whether there may be something to read.
 pub fn take_terminal(with_signals: bool) -> bool {
     let stdin = rustix::stdio::stdin();
     let Ok(mode) = termios::tcgetattr(stdin) else { return !at_end(stdin) };
+    if !is_in_foreground() {
+        // Its modes are the foreground job's, and so are its keys.
+        return false;
+    }
     let raw = raw_mode(mode.clone(), with_signals);
     let modes = Modes { found: mode, raw: raw.clone() };
     *TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(modes);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use abi::linux::SetupHeader;
 
-use crate::config::{Config, Contents};
-use crate::kernel_cache;
+use crate::config::{Config, Contents, KernelCache};
+use crate::{console, kernel_cache};
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
@@ -161,13 +161,27 @@ impl Kernel {
         Ok(Self { image, format })
     }
 
-    /// The kernel within a bzImage; an ELF file is unpacked already.
-    fn unpacked(self) -> Result<Self, Error> {
-        if matches!(self.format, Format::Elf) {
-            return Ok(self);
+    /// The kernel within a bzImage, if that is wanted; an ELF file is unpacked already.
+    fn cached(self, wish: KernelCache) -> Result<Self, Error> {
+        match (wish, &self.format) {
+            (KernelCache::Off, _) | (_, Format::Elf) => Ok(self),
+            // What cannot be unpacked here, the guest unpacks.
+            (KernelCache::Auto, _) => Ok(self.unpacked(false).unwrap_or(self)),
+            (KernelCache::On, _) => self.unpacked(true),
         }
-        let path = kernel_cache::find(self.image.path(), self.image.file())?;
-        let image = Arc::new(Image::open("-kernel", &path)?);
+    }
+
+    fn unpacked(&self, say: bool) -> Result<Self, Error> {
+        let found = kernel_cache::find(self.image.path(), self.image.file())?;
+        let image = Arc::new(Image::open("-kernel", found.path())?);
+        if say && found.is_new() {
+            console::say(&format!(
+                "kernel-cache: unpacked '{}' to '{}' ({} bytes); it starts without its own KASLR",
+                self.image.path().display(),
+                found.path().display(),
+                image.size()
+            ));
+        }
         Ok(Self { image, format: Format::Elf })
     }
 
@@ -230,10 +244,7 @@ impl Images {
             });
         }
         let kernel = config.kernel.as_deref().map(Kernel::open).transpose()?;
-        let kernel = match kernel {
-            Some(kernel) if config.kernel_cache => Some(kernel.unpacked()?),
-            kernel => kernel,
-        };
+        let kernel = kernel.map(|kernel| kernel.cached(config.kernel_cache)).transpose()?;
         let mut fw_cfg = Vec::new();
         for file in &config.fw_cfg {
             let blob = match &file.contents {

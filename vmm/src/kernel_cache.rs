@@ -4,20 +4,20 @@
 //! unpacking. A folder of this user's keeps those kernels under the SHA-256 of their bzImages, and
 //! a symbolic link for each file that was given, named by what changes when the file does.
 
-mod unpack;
+pub mod unpack;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::console;
-
 /// A file that was written this recently may be written again with no trace in its times.
 const SETTLED: Duration = Duration::from_secs(2);
+/// What a process that was killed left behind is removed when it is this old.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// Why there is no unpacked kernel.
 #[derive(Debug, thiserror::Error)]
@@ -48,38 +48,75 @@ pub enum Error {
     },
 }
 
-/// Where the unpacked kernel of a bzImage is: `path`, which is open as `file`. The first time, it
-/// is unpacked.
-pub fn find(path: &Path, file: &File) -> Result<PathBuf, Error> {
+/// The file of an unpacked kernel. While this lives, no other process removes it.
+pub struct Found {
+    path: PathBuf,
+    is_new: bool,
+    // The folder, locked.
+    _lock: File,
+}
+
+impl Found {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it was unpacked just now.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+}
+
+/// The unpacked kernel of a bzImage: `path`, which is open as `file`. The first time, it is
+/// unpacked.
+pub fn find(path: &Path, file: &File) -> Result<Found, Error> {
     find_in(&folder()?, path, file)
 }
 
-fn find_in(folder: &Path, path: &Path, file: &File) -> Result<PathBuf, Error> {
+fn find_in(folder: &Path, path: &Path, file: &File) -> Result<Found, Error> {
     check(folder)?;
     let metadata = file.metadata().map_err(failed("looking at", path))?;
     let link = folder.join(stamp(&metadata));
+    let lock = File::open(folder).map_err(failed("opening", folder))?;
+    lock.lock_shared().map_err(failed("locking", folder))?;
     if link.exists() {
-        return Ok(link);
+        return Ok(Found { path: link, is_new: false, _lock: lock });
     }
-    let image = fs::read(path).map_err(failed("reading", path))?;
+    lock.unlock().map_err(failed("unlocking", folder))?;
+    // The open file: its name may lead to another one by now.
+    let image = read(file).map_err(failed("reading", path))?;
     let name = format!("{}.elf", hex(&Sha256::digest(&image)));
     let kernel = folder.join(&name);
-    if !kernel.exists() {
-        let elf = unpack::unpack(&image).map_err(|why| Error::Unfit { path: path.into(), why })?;
+    let unpack = || unpack::unpack(&image).map_err(|why| Error::Unfit { path: path.into(), why });
+    // It takes long, and others may start meanwhile.
+    let elf = if kernel.exists() { None } else { Some(unpack()?) };
+    lock.lock().map_err(failed("locking", folder))?;
+    // One that was there, and was removed before the lock was ours.
+    let elf = if elf.is_none() && !kernel.exists() { Some(unpack()?) } else { elf };
+    let is_new = elf.is_some();
+    if let Some(elf) = elf {
         write(&kernel, &elf)?;
-        console::say(&format!(
-            "kernel-cache: unpacked '{}' to '{}' ({} bytes); it starts without its own KASLR",
-            path.display(),
-            kernel.display(),
-            elf.len()
-        ));
     }
-    let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
-    if age.is_some_and(|age| age >= SETTLED) {
+    if is_settled(&metadata) {
         forget_old(folder, &metadata, &name).map_err(failed("tidying up", folder))?;
         make_link(&link, &name).map_err(failed("making", &link))?;
     }
-    Ok(kernel)
+    Ok(Found { path: kernel, is_new, _lock: lock })
+}
+
+/// All of a file, whatever was read of it before.
+fn read(file: &File) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; size];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Whether the file's times would tell if it were written once more.
+fn is_settled(metadata: &fs::Metadata) -> bool {
+    let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
+    age.is_some_and(|age| age >= SETTLED)
 }
 
 /// The user's cache, by the XDG Base Directory Specification.
@@ -112,7 +149,8 @@ fn which(metadata: &fs::Metadata) -> String {
     format!("{:x}-{:x}", metadata.dev(), metadata.ino())
 }
 
-/// Removes the links of this file's earlier states, and the kernels that no link leads to.
+/// Removes the links of this file's earlier states, the kernels that no link leads to, and what
+/// killed processes left. Its caller has the lock.
 fn forget_old(folder: &Path, metadata: &fs::Metadata, name: &str) -> io::Result<()> {
     let earlier = format!("{}.", which(metadata));
     let (mut kernels, mut wanted) = (Vec::new(), vec![PathBuf::from(name)]);
@@ -125,8 +163,16 @@ fn forget_old(folder: &Path, metadata: &fs::Metadata, name: &str) -> io::Result<
             } else {
                 wanted.push(fs::read_link(entry.path())?);
             }
-        } else if Path::new(&file_name).extension().is_some_and(|ending| ending == "elf") {
+            continue;
+        }
+        let ending = Path::new(&file_name).extension().unwrap_or_default().to_owned();
+        if ending == "elf" {
             kernels.push(file_name);
+        } else if ending == "partial" {
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if age > ABANDONED {
+                fs::remove_file(entry.path())?;
+            }
         }
     }
     for kernel in kernels.iter().filter(|kernel| !wanted.iter().any(|name| name == *kernel)) {

@@ -37,3 +37,4 @@ pub mod signals;
 pub mod trace;
 pub mod vcpu;
 pub mod virtio;
+pub mod workload;

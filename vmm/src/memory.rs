@@ -6,6 +6,7 @@ mod mapping;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use abi::layout;
 use abi::range::{Range, align_down, align_up};
@@ -275,6 +276,7 @@ impl GuestRam {
     /// Copies bytes in.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
         let refused = |_| no_ram(address, bytes.len() as u64);
+        count_put(bytes.len() as u64);
         self.regions.write_slice(bytes, GuestAddress(address)).map_err(refused)
     }
 
@@ -358,6 +360,20 @@ impl GuestRam {
     }
 }
 
+/// Bytes that [`GuestRam::write`] and [`GuestRam::load`] put into guests.
+static PUT: AtomicU64 = AtomicU64::new(0);
+
+/// Counts bytes that were put there by other means.
+pub fn count_put(bytes: u64) {
+    PUT.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// Bytes that this process has put into guest memory: images, tables, what firmware read over
+/// fw_cfg. Devices move theirs themselves.
+pub fn bytes_put() -> u64 {
+    PUT.load(Ordering::Relaxed)
+}
+
 /// Where RAM at a guest's address is in the mapping: high RAM follows low RAM.
 fn offset(address: u64) -> u64 {
     match address.checked_sub(layout::FOUR_GIB) {
@@ -384,6 +400,7 @@ fn load(
     length: u64,
 ) -> Result<(), Error> {
     let failed = |source| Error::Load { address, length, source };
+    count_put(length);
     file.seek(SeekFrom::Start(offset)).map_err(failed)?;
     let mut done = 0;
     while done < length {

@@ -9,34 +9,48 @@ use crate::console;
 use crate::control::{Control, Request};
 use crate::devices::serial::Com1;
 use crate::signals;
+use crate::workload::{Heed, Session};
 
 /// How long a guest may run without a word before somebody wonders.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the thread that takes the signals: the first SIGTERM presses the power button, the second
-/// and all others end the machine. From here on no other thread takes them.
-pub fn watch(config: &Config, control: &Arc<Control>, com1: &Arc<Com1>) -> io::Result<()> {
+/// and all others end the machine. A command that is run may want them first. From here on no other
+/// thread takes them.
+pub fn watch(
+    config: &Config,
+    control: &Arc<Control>,
+    com1: &Arc<Com1>,
+    session: Option<Arc<Session>>,
+) -> io::Result<()> {
     signals::block();
     let (control, com1) = (control.clone(), com1.clone());
-    let advice = advice(config);
+    // What runs a command has other ears for its guest than COM1.
+    let advice = advice(config).filter(|_| session.is_none());
     let watch = move || {
         let mut button_pressed = false;
         let mut patience = advice.is_some().then_some(PATIENCE);
         loop {
-            match signals::wait(patience) {
-                None => {
+            let signal = signals::wait(patience);
+            let heed =
+                |signal| session.as_ref().map_or(Heed::Usual, |session| session.heed(signal));
+            match (signal, signal.map_or(Heed::Usual, heed)) {
+                (None, _) => {
                     patience = None;
                     if let (Some(advice), false) = (&advice, com1.is_written()) {
                         console::say(advice);
                         control.ask_for_reports();
                     }
                 }
-                Some(libc::SIGTSTP) => console::lend(signals::stop_process),
-                Some(libc::SIGTERM) if !button_pressed && control.press_power_button() => {
+                (Some(libc::SIGWINCH), _) | (_, Heed::Done) => {}
+                (Some(libc::SIGTSTP), _) => console::lend(signals::stop_process),
+                (Some(libc::SIGTERM), Heed::Usual)
+                    if !button_pressed && control.press_power_button() =>
+                {
                     button_pressed = true;
                     console::say("SIGTERM: the power button is pressed; a second one ends the VM");
                 }
-                Some(signal) => control.request(Request::Signal(signal)),
+                (Some(signal), _) => control.request(Request::Signal(signal)),
             }
         }
     };

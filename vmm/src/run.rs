@@ -17,6 +17,7 @@ use crate::qmp::{self, Server};
 use crate::trace::{Trace, step};
 use crate::vcpu::{End, TRIPLE_FAULT};
 use crate::virtio::{self, Devices};
+use crate::workload::Session;
 
 /// Why a machine ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,13 @@ const DEATHS_MAX: u32 = 3;
 /// on: no state of the old one can be forgotten that way. What belongs to the process stays: the
 /// files, COM1's two ends, QMP, the trace. So does guest RAM with its contents, as in QEMU: a file
 /// that it is in loses nothing, and who else maps that file goes on seeing the guest's memory.
-pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error> {
+///
+/// Signals go to a `session` first, if there is one.
+pub fn run(
+    config: &Config,
+    trace: &mut Option<Trace>,
+    session: Option<Arc<Session>>,
+) -> Result<Outcome, Error> {
     let images = Images::open(config)?;
     let serial = Chardev::open(&config.serial, "-serial")?;
     let com1 = Com1::new(serial.output());
@@ -98,7 +105,7 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
     warn_about_features(config, &machine);
     let first = if config.start_stopped { RunState::Prelaunch } else { RunState::Running };
     let control = Arc::new(Control::new(first, config.acpi));
-    outside::watch(config, &control, &com1).map_err(Error::Signals)?;
+    outside::watch(config, &control, &com1, session).map_err(Error::Signals)?;
     let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;
     if let Some(balloon) = &devices.balloon {
         let control = control.clone();
@@ -139,11 +146,9 @@ pub fn run(config: &Config, trace: &mut Option<Trace>) -> Result<Outcome, Error>
 
 /// Where the serial port's pty is.
 fn tell_of_ptys(config: &Config, serial: &Chardev, devices: &Devices) {
-    let console = devices.console.as_ref().map(|(_, chardev)| chardev);
-    for (asked, open) in [(Some(&config.serial), Some(serial)), (config.console(), console)] {
-        if let (Some(config::Chardev::Pty { label }), Some(open)) = (asked, open)
-            && let Some(name) = open.pty()
-        {
+    let ports = config.ports().zip(&devices.ports).map(|(port, (_, open))| (&port.chardev, open));
+    for (asked, open) in [(&config.serial, serial)].into_iter().chain(ports) {
+        if let (config::Chardev::Pty { label }, Some(name)) = (asked, open.pty()) {
             chardev::tell_of_pty(name, label, config.uses_stdout());
         }
     }

@@ -11,6 +11,7 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::OnceLock;
 use std::thread::Scope;
 use std::time::Duration;
 
@@ -21,8 +22,12 @@ thread_local! {
 }
 
 /// The signals that are taken: those that ask a process to end, and the one that stops it from
-/// the terminal, which is in a mode of the guest's then.
-const TAKEN: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP];
+/// the terminal, which is in a mode of the guest's then, and the one that tells of its size.
+const TAKEN: [i32; 6] =
+    [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP, libc::SIGWINCH];
+/// Those of them that were not ignored when this process began: who starts it with nohup, or in the
+/// background of a script, wants it so.
+static HEEDED: OnceLock<Vec<i32>> = OnceLock::new();
 /// Has a CPU leave the guest.
 const WAKE: i32 = libc::SIGUSR1;
 
@@ -46,7 +51,14 @@ fn action(handler: usize) -> libc::sigaction {
 }
 
 fn taken() -> Box<libc::sigset_t> {
-    set_of(&TAKEN)
+    set_of(HEEDED.get_or_init(|| TAKEN.into_iter().filter(|signal| !is_ignored(*signal)).collect()))
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut found = action(libc::SIG_DFL);
+    // SAFETY: `found` is valid, and nothing is changed.
+    unsafe { libc::sigaction(signal, ptr::null(), &raw mut found) };
+    found.sa_sigaction == libc::SIG_IGN
 }
 
 fn set_of(signals: &[i32]) -> Box<libc::sigset_t> {

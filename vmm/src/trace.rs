@@ -5,12 +5,16 @@ mod report;
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use abi::boot_trace::BootTrace;
 use abi::post;
 use abi::range::Range;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::memory::bytes_put;
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn now() -> u64 {
@@ -63,12 +67,14 @@ impl Exit {
 /// A trace of one process, over all starts of its machine.
 #[derive(Debug)]
 pub struct Trace {
-    path: PathBuf,
+    file: Option<File>,
     start_ns: u64,
     /// What the process had used of a CPU by then: the kernel's exec, and the loader.
     exec_ns: u64,
     setup: Vec<Step>,
     boots: Vec<Boot>,
+    /// Starts of the machine that are not in there any more.
+    boots_dropped: u64,
     exits: u64,
     // A dozen kinds at the most: a search is quicker than a map.
     counts: Vec<(Exit, &'static str, u64)>,
@@ -81,6 +87,8 @@ struct Step {
     end_ns: u64,
     /// Page faults of this process until then.
     page_faults: u64,
+    /// Bytes that it had put into guest memory by then.
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -92,10 +100,26 @@ struct Boot {
     first_run_ns: u64,
     begun: bool,
     marks: Vec<Mark>,
+    /// Those that there was no room for.
+    marks_dropped: u64,
+    end: Option<End>,
     kvm_exits: Option<u64>,
     kvm_page_faults: Option<u64>,
     firmware: Option<(BootTrace, Option<u32>)>,
 }
+
+/// When a start of the machine was over, and the state of things then.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    ns: u64,
+    exits: u64,
+    page_faults: u64,
+}
+
+/// A guest may write POST codes and restart as long as it likes; it does not get more of this
+/// process's memory by that. Of the starts the first ones and the last one are kept.
+const MARKS_MAX: usize = 1024;
+const BOOTS_MAX: usize = 256;
 
 /// The step that only a trace has: KVM is to tell of some registers.
 pub const FILTER_STEP: &str = "the trace's own filter";
@@ -116,6 +140,7 @@ struct Mark {
     ns: u64,
     exits: u64,
     page_faults: u64,
+    bytes: u64,
 }
 
 /// What a guest shows of its start.
@@ -152,16 +177,29 @@ pub fn step(trace: &mut Option<Trace>, name: &'static str) {
 }
 
 impl Trace {
-    /// A trace for `path`, of a process that began at `start_ns`.
-    pub fn new(path: &Path, start_ns: u64) -> Self {
+    /// A trace for the file `path`, of a process that began at `start_ns`. The file is opened and
+    /// emptied now: who cannot have a trace is told before the guest runs.
+    pub fn open(path: &Path, start_ns: u64) -> io::Result<Self> {
+        let mut options = File::options();
+        // A pipe without a reader would block here; one with a reader may later.
+        options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path)?;
+        fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+        Ok(Self { file: Some(file), ..Self::new(start_ns) })
+    }
+
+    /// A trace that is written nowhere.
+    fn new(start_ns: u64) -> Self {
         // What was used since then belongs to this program.
         let exec_ns = clock(ClockId::ProcessCPUTime).saturating_sub(now() - start_ns);
         let (setup, boots, counts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { path: path.into(), start_ns, exec_ns, setup, boots, exits: 0, counts }
+        let file = None;
+        Self { file, start_ns, exec_ns, setup, boots, boots_dropped: 0, exits: 0, counts }
     }
 
     fn step(&mut self, name: &'static str) {
-        self.setup.push(Step { name, end_ns: now(), page_faults: page_faults() });
+        let (page_faults, bytes) = (page_faults(), bytes_put());
+        self.setup.push(Step { name, end_ns: now(), page_faults, bytes });
     }
 
     /// The machine is set up; it runs next. In a direct boot that is the kernel's entry.
@@ -169,6 +207,10 @@ impl Trace {
         let ns = now();
         let entry = direct.then(|| self.new_mark(Event::Post(post::KERNEL_ENTRY), ns));
         let setup = std::mem::take(&mut self.setup);
+        if self.boots.len() == BOOTS_MAX {
+            self.boots.pop();
+            self.boots_dropped += 1;
+        }
         self.boots.push(Boot {
             direct,
             setup,
@@ -177,6 +219,8 @@ impl Trace {
             first_run_ns: ns,
             begun: false,
             marks: entry.into_iter().collect(),
+            marks_dropped: 0,
+            end: None,
             kvm_exits: None,
             kvm_page_faults: None,
             firmware: None,
@@ -207,8 +251,10 @@ impl Trace {
     /// The guest showed how far it has come.
     pub fn mark(&mut self, what: Event) {
         let mark = self.new_mark(what, now());
-        if let Some(boot) = self.boots.last_mut() {
-            boot.marks.push(mark);
+        match self.boots.last_mut() {
+            Some(boot) if boot.marks.len() < MARKS_MAX => boot.marks.push(mark),
+            Some(boot) => boot.marks_dropped += 1,
+            None => {}
         }
     }
 
@@ -221,13 +267,15 @@ impl Trace {
     }
 
     fn new_mark(&self, what: Event, ns: u64) -> Mark {
-        Mark { what, ns, exits: self.exits, page_faults: page_faults() }
+        Mark { what, ns, exits: self.exits, page_faults: page_faults(), bytes: bytes_put() }
     }
 
-    /// KVM's own counts for this start of the machine: exits, and pages that it mapped into the
-    /// guest when the guest touched them.
+    /// This start of the machine is over. KVM's own counts for it: exits, and pages that it mapped
+    /// into the guest when the guest touched them.
     pub fn kvm_counts(&mut self, exits: Option<u64>, page_faults: Option<u64>) {
+        let end = End { ns: now(), exits: self.exits, page_faults: self::page_faults() };
         if let Some(boot) = self.boots.last_mut() {
+            boot.end = Some(end);
             boot.kvm_exits = exits;
             boot.kvm_page_faults = page_faults;
         }
@@ -243,7 +291,8 @@ impl Trace {
     /// Writes the trace: the process ends with `status` because of `reason`.
     pub fn write(&self, reason: &str, status: i32) -> io::Result<()> {
         let end_ns = now();
-        let mut file = io::BufWriter::new(File::create(&self.path)?);
+        let Some(file) = &self.file else { return Ok(()) };
+        let mut file = io::BufWriter::new(file);
         serde_json::to_writer_pretty(&mut file, &self.json(reason, status, end_ns))?;
         io::Write::flush(&mut file)
     }
@@ -252,7 +301,7 @@ impl Trace {
     /// now, and the set-up of what only it needs.
     fn cost_ns(&self) -> u64 {
         const ROUNDS: u64 = 64;
-        let mut scratch = Self::new(&self.path, self.start_ns);
+        let mut scratch = Self::new(self.start_ns);
         scratch.counts = self.counts.clone();
         let start = now();
         for _ in 0..ROUNDS {

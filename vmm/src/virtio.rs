@@ -21,6 +21,7 @@ pub mod net;
 mod ring;
 pub mod rng;
 pub mod slots;
+pub mod vhost_user;
 pub mod vsock;
 mod worker;
 
@@ -82,6 +83,10 @@ pub trait Device: Send + Sync {
     fn features(&self) -> u64 {
         0
     }
+    /// Features of the transport that who serves the device does not know.
+    fn lacks(&self) -> u64 {
+        0
+    }
     /// The entries that each of its queues may have at the most.
     fn queues(&self) -> Vec<u16>;
     /// Reads its configuration; `data` holds zeroes.
@@ -138,15 +143,15 @@ pub enum Error {
     /// Where the console leads.
     #[error(transparent)]
     Chardev(#[from] chardev::Error),
-    /// The console.
-    #[error("-device virtconsole: {0}")]
-    Console(io::Error),
+    /// A port.
+    #[error("{0}: {1}")]
+    Port(&'static str, io::Error),
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] vsock::Error),
-    /// A shared folder.
-    #[error("-device vhost-user-fs-device")]
-    Fs(#[from] fs::Error),
+    /// Who is to serve a device.
+    #[error("-device {0}")]
+    VhostUser(&'static str, #[source] vhost_user::Error),
 }
 
 /// The devices of a machine.
@@ -155,14 +160,14 @@ pub struct Devices {
     pub all: Vec<Arc<dyn Device>>,
     /// The balloon, if there is one.
     pub balloon: Option<Arc<balloon::Balloon>>,
-    /// The console, if there is one, and where it leads.
-    pub console: Option<(Arc<console::Console>, Chardev)>,
+    /// The ports of the serial bus, and where each leads.
+    pub ports: Vec<(Arc<console::Port>, Chardev)>,
 }
 
 impl Devices {
     /// Makes what `config` asks for, for a guest whose memory is `ram`.
     pub fn new(config: &Config, ram: &Arc<GuestRam>) -> Result<Self, Error> {
-        let mut devices = Self { all: Vec::new(), balloon: None, console: None };
+        let mut devices = Self { all: Vec::new(), balloon: None, ports: Vec::new() };
         for device in &config.virtio {
             devices.add(device, config.memory, ram)?;
         }
@@ -176,34 +181,49 @@ impl Devices {
         ram: &Arc<GuestRam>,
     ) -> Result<(), Error> {
         use config::Virtio;
-        self.all.push(match device {
+        let device: Arc<dyn Device> = match device {
             Virtio::Rng(source) => Arc::new(rng::Rng::new(source).map_err(|error| {
                 Error::File { device: device.name(), path: source.clone(), source: error }
             })?),
             Virtio::Block(disk) => Arc::new(block::Block::new(disk)?),
             Virtio::Net(net) => Arc::new(net::Card::new(net)?),
-            Virtio::Console(chardev) => {
-                let chardev = Chardev::open(chardev, "-device virtconsole")?;
-                let console = console::Console::new(chardev.output()).map_err(Error::Console)?;
-                let console = Arc::new(console);
-                self.console = Some((console.clone(), chardev));
-                console
-            }
-            Virtio::Fs(source) => Arc::new(fs::Fs::new(source)?),
+            Virtio::Serial(ports) => Arc::new(self.add_ports(ports)?),
+            Virtio::Fs(source) => Arc::new(
+                fs::Fs::new(source)
+                    .map_err(|error| Error::VhostUser("vhost-user-fs-device", error))?,
+            ),
+            Virtio::UserVsock(socket) => Arc::new(
+                vsock::user::UserVsock::new(socket)
+                    .map_err(|error| Error::VhostUser("vhost-user-vsock-device", error))?,
+            ),
             Virtio::Vsock(cid) => Arc::new(vsock::Vsock::new(*cid, ram)?),
             Virtio::Balloon(options) => {
                 let balloon = Arc::new(balloon::Balloon::new(options, memory));
                 self.balloon = Some(balloon.clone());
                 balloon
             }
-        });
+        };
+        self.all.push(device);
         Ok(())
     }
 
-    /// From now on the console has input. A machine that has to wait for a client is held.
+    fn add_ports(&mut self, ports: &[config::Port]) -> Result<console::Console, Error> {
+        for port in ports {
+            let chardev = Chardev::open(&port.chardev, port.option())?;
+            let output = chardev.output();
+            let open = console::Port::new(port.number, &port.name, port.is_console, output);
+            let open = open.map_err(|error| Error::Port(port.option(), error))?;
+            self.ports.push((Arc::new(open), chardev));
+        }
+        Ok(console::Console::new(self.ports.iter().map(|(port, _)| port.clone()).collect()))
+    }
+
+    /// From now on the ports have input. A machine that has to wait for a client is held.
     pub fn start_input(&mut self, control: &Arc<Control>) -> Result<(), chardev::Error> {
-        let Some((console, chardev)) = &mut self.console else { return Ok(()) };
-        let console = console.clone();
-        chardev.start(Arc::new(move |bytes| console.send(bytes)), control)
+        for (port, chardev) in &mut self.ports {
+            let port = port.clone();
+            chardev.start(Arc::new(move |bytes| port.send(bytes)), control)?;
+        }
+        Ok(())
     }
 }

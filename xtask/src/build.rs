@@ -28,6 +28,8 @@ pub const INITRAMFS_HASH: &str = "initramfs.hash";
 pub const GUEST_WORK: &str = "guest-work";
 /// The guest's init, alone.
 pub const GUEST_INIT: &str = "guest-init";
+/// Pid 1 of the guests of `microvm run`, which finds it beside itself.
+pub const MICROVM_INIT: &str = "microvm-init";
 /// The VMM.
 pub const MICROVM: &str = "microvm";
 
@@ -37,6 +39,7 @@ pub fn build_all() -> Result<()> {
     build_payload()?;
     build_vmm()?;
     build_lab_init()?;
+    build_static(MICROVM_INIT, MICROVM_INIT, MICROVM_INIT)?;
     build_static("guest", "work", GUEST_WORK)?;
     build_initramfs().map(drop)
 }

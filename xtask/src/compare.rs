@@ -17,8 +17,10 @@ mod tracer;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use guest::lab as contract;
 
 use self::candidates::{Candidate, Guest};
 use self::observe::Observed;
@@ -33,7 +35,7 @@ usage: cargo xtask compare [--only TEXT] [--peer NAME=PATH]...
 
 Builds all and a small kernel, starts it by microvm and by QEMU, each through its firmware and,
 where it can, directly, and a container beside them, and prints what each start took.
-target/compare/report.json and report.html have the same figures.
+target/compare/report.json and report.html have the same figures (with --only, target/compare-only).
 
   --only TEXT       only the rows that have TEXT in their name
   --options         instead, the small kernel with one option changed at a time; builds them for
@@ -54,21 +56,26 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
     let kernel = kernel::build()?;
     let qemu = fetch::qemu()?;
     let mut candidates = candidates::all(&kernel, &peers)?;
-    candidates.retain(|candidate| candidate.name.contains(&only));
+    let only = only.to_lowercase();
+    let names: Vec<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+    candidates.retain(|candidate| candidate.name.to_lowercase().contains(&only));
     if candidates.is_empty() {
-        bail!("--only {only}: no row has that in its name");
+        bail!("--only {only}: no row has that in its name; these are there: {}", names.join("; "));
     }
     let rows = in_lab(&candidates)?;
     let report = Report::new(&kernel, &qemu, &candidates, rows)?;
     print!("{}", table::render(&report.rows));
-    let folder = workspace::target("compare")?;
+    // A part does not take the place of the whole.
+    let folder = workspace::target(if only.is_empty() { "compare" } else { "compare-only" })?;
     let json = serde_json::to_string_pretty(&report.to_json())?;
     for (name, text) in [("report.json", json), ("report.html", html::render(&report))] {
         let path = folder.join(name);
         workspace::replace(&path, |partial| fs::write(partial, &text))?;
         println!("{}", workspace::shown(&path));
     }
-    Ok(())
+    let failed = |row: &Observed| Some(format!("\n  {}: {}", row.name, row.failure.as_ref()?));
+    let failures: String = report.rows.iter().filter_map(failed).collect();
+    if failures.is_empty() { Ok(()) } else { bail!("these did not start:{failures}") }
 }
 
 /// Starts Debian's kernel by our two ways, and fails when that costs more than its budget.
@@ -79,10 +86,7 @@ pub fn check() -> Result<()> {
     let mut candidates = candidates::ours(guest)?;
     candidates.truncate(2);
     let rows = in_lab(&candidates)?;
-    for Observed { name, init, to_user, .. } in &rows {
-        let exits = to_user.unwrap_or_default();
-        eprintln!("  {name}: {} virtual ms to init, {exits} exits", table::milliseconds(*init));
-    }
+    eprint!("{}", table::rows(&rows));
     let rows = rows.try_into().map_err(|_| anyhow!("the lab observed something else"))?;
     budget::check(&rows)
 }
@@ -111,6 +115,9 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Wanted>> {
             _ => return Err(argument.unexpected()).context("see cargo xtask compare --help"),
         }
     }
+    if wanted.options && !(wanted.only.is_empty() && wanted.peers.is_empty()) {
+        bail!("--options compares kernels: leave --only and --peer out");
+    }
     Ok(Some(wanted))
 }
 
@@ -137,12 +144,15 @@ fn in_lab(candidates: &[Candidate]) -> Result<Vec<Observed>> {
 
 /// `xtask observe PLAN`: what `compare` runs in the lab.
 pub fn observe(arguments: &[OsString]) -> Result<()> {
+    if !Path::new(contract::COMMAND).exists() {
+        bail!("observe changes what the kernel traces, in the lab: run cargo xtask compare");
+    }
     let [plan] = arguments else { bail!("observe is a part of compare: run cargo xtask compare") };
     let text = fs::read_to_string(plan).context("reading the plan")?;
     let plan = serde_json::from_str(&text).context("parsing the plan")?;
     let candidates: Vec<Candidate> =
         candidates::from_json(&plan).context("the plan is not whole")?;
-    let rows = candidates.iter().map(observe::candidate).collect::<Result<Vec<Observed>>>()?;
+    let rows: Vec<Observed> = candidates.iter().map(observe::candidate).collect();
     println!("{}", observe::to_json(&rows));
     Ok(())
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use vmm::kernel_cache::unpack::unpack;
 
-use crate::{apt, process, vmlinux, workspace};
+use crate::{apt, build, process, workspace};
 
 /// Packages that depend on the newest kernel for virtual machines: Debian's, Ubuntu's.
 const META_PACKAGES: [&str; 3] =
@@ -97,7 +98,7 @@ pub fn vmlinux(vmlinuz: &Path) -> Result<PathBuf> {
         eprintln!("fetch: unpacking {name}");
         let reading = || format!("reading {}", vmlinuz.display());
         let image = fs::read(vmlinuz).with_context(reading)?;
-        let kernel = vmlinux::unpack(&image).with_context(reading)?;
+        let kernel = unpack(&image).with_context(reading)?;
         workspace::replace(&path, |partial| fs::write(partial, &kernel))?;
     }
     Ok(path)
@@ -122,6 +123,53 @@ pub fn busybox() -> Result<PathBuf> {
         .into_iter()
         .find(|path| path.is_file())
         .context("busybox-static has no busybox")
+}
+
+/// A Debian of the least size, as a folder, by debootstrap.
+pub fn debian_root() -> Result<PathBuf> {
+    const SUITE: &str = "bookworm";
+    let debootstrap = apt::tool("debootstrap", "debootstrap")?;
+    cached("debian-root", |partial| {
+        if !rustix::process::getuid().is_root() {
+            bail!("debootstrap makes a root folder as root only: run this by sudo once");
+        }
+        eprintln!("fetch: Debian {SUITE} (some 200 MB)");
+        let mut command = Command::new(&debootstrap);
+        command.args(["--variant=minbase", SUITE]).arg(partial);
+        process::run(command.stdin(Stdio::null()).stdout(std::io::stderr()))?;
+        // Devices are the kernel's, and cannot be copied everywhere.
+        let devices = partial.join("dev");
+        fs::remove_dir_all(&devices)
+            .and_then(|()| fs::create_dir(&devices))
+            .context("emptying /dev")
+    })
+}
+
+/// The virtiofsd that is written in Rust, which not all distributions have yet.
+pub fn virtiofsd() -> Result<PathBuf> {
+    const VERSION: &str = "1.14.0";
+    const HEADERS: [(&str, &str); 2] =
+        [("/usr/include/seccomp.h", "libseccomp-dev"), ("/usr/include/cap-ng.h", "libcap-ng-dev")];
+    for (header, package) in HEADERS {
+        apt::file(Path::new(header), package)?;
+    }
+    installed("virtiofsd", VERSION, "two minutes")
+}
+
+/// Who serves guests' sockets where the host's kernel does not.
+pub fn vhost_device_vsock() -> Result<PathBuf> {
+    installed("vhost-device-vsock", "0.3.0", "half a minute")
+}
+
+/// A program that is published as a crate.
+fn installed(name: &str, version: &str, time: &str) -> Result<PathBuf> {
+    let folder = cached(name, |partial| {
+        eprintln!("fetch: building {name} {version} ({time})");
+        let mut command = Command::new(build::cargo());
+        command.args(["install", "--quiet", "--locked", "--version", version, name]);
+        process::run(command.arg("--root").arg(partial).stdin(Stdio::null()))
+    })?;
+    Ok(folder.join("bin").join(name))
 }
 
 /// Programs that make and check ext4 file systems.

@@ -4,6 +4,7 @@
 //! nothing else is built in.
 
 use std::fs;
+use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,8 +21,9 @@ const RELEASE: &str = "include/config/kernel.release";
 /// Our fragment of a configuration, in the checkout.
 const FRAGMENT: &str = "docs/guest-kernel.config";
 /// What a kernel's build needs beside a compiler: programs and their packages.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("make", "make"),
+    ("strip", "binutils"),
     ("gcc", "gcc"),
     ("flex", "flex"),
     ("bison", "bison"),
@@ -73,9 +75,16 @@ pub fn build_with(products: &str, changes: &[&str]) -> Result<GuestKernel> {
     let products = workspace::target(products)?;
     let [bzimage, vmlinux] =
         FORMS.map(|(built, product)| (output.join(built), products.join(product)));
-    for (built, product) in [&bzimage, &vmlinux] {
-        workspace::replace(product, |partial| fs::copy(built, partial).map(drop))?;
-    }
+    let (built, product) = &bzimage;
+    workspace::replace(product, |partial| fs::copy(built, partial).map(drop))?;
+    // Nobody starts faster by symbols, and QEMU sorts them at each start.
+    let (built, product) = &vmlinux;
+    let strip = |partial: &Path| {
+        let mut strip = Command::new("strip");
+        let status = strip.arg("--strip-all").arg("-o").arg(partial).arg(built).status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("strip: {status}"))) }
+    };
+    workspace::replace(product, strip)?;
     let release = fs::read_to_string(output.join(RELEASE)).with_context(|| RELEASE.to_owned())?;
     Ok(GuestKernel { bzimage: bzimage.1, vmlinux: vmlinux.1, release: release.trim().into() })
 }

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use guest::lab as contract;
+use vmm::workload::modules::Modules;
 
 use crate::initramfs::Archive;
-use crate::modules::Modules;
 use crate::{build, fetch, process, workspace};
 
 /// Seconds of wall time that a command gets when nobody says otherwise.
@@ -36,6 +36,8 @@ pub struct LabRun {
     pub command: Vec<OsString>,
     /// Files and directories to carry along.
     pub files: Vec<Carried>,
+    /// Directories with programs that need nothing but what is in there.
+    pub trees: Vec<Carried>,
     /// Environment variables.
     pub environment: Vec<(OsString, OsString)>,
     /// Count instructions: one virtual nanosecond each, the same on every run.
@@ -44,6 +46,8 @@ pub struct LabRun {
     pub memory_mib: u32,
     /// Wall time after which the lab is given up.
     pub timeout: Duration,
+    /// Wall time in which the command surely prints something, where one is known.
+    pub silence: Option<Duration>,
     /// Pass our standard input on.
     pub stdin: bool,
 }
@@ -72,10 +76,12 @@ impl LabRun {
         Self {
             command: command.into_iter().map(Into::into).collect(),
             files: Vec::new(),
+            trees: Vec::new(),
             environment: Vec::new(),
             icount: false,
             memory_mib: MEMORY_MIB,
             timeout: Duration::from_secs(TIMEOUT_S),
+            silence: None,
             stdin: false,
         }
     }
@@ -97,27 +103,47 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
 
 /// Runs a command with its output passed through; its exit status.
 pub fn run(lab_run: &LabRun) -> Result<i32> {
-    start(lab_run, machine::Stdout::Pass).map(|outcome| outcome.status)
+    Ok(start(lab_run, machine::Stdout::Pass)?.status?)
 }
 
 /// Runs a command and keeps its standard output; its standard error is passed through. When the
-/// lab stands still, says so and tries again with a little more memory: where all is the same, it
-/// would stop at the same instruction.
+/// lab stands still, says so and tries again.
 pub fn capture(lab_run: &LabRun) -> Result<Outcome> {
-    let mut lab_run = lab_run.clone();
-    for _ in 1..TRIES {
-        match start(&lab_run, machine::Stdout::Keep) {
-            Err(error) if error.is::<clock::Standstill>() => {
-                lab_run.memory_mib += 64;
-                eprintln!("lab: {error:#}; once more, with {} MiB", lab_run.memory_mib);
-            }
-            outcome => return outcome,
-        }
-    }
-    start(&lab_run, machine::Stdout::Keep)
+    try_again(lab_run, machine::Stdout::Keep, |_, _| ())
 }
 
-fn start(lab_run: &LabRun, stdout: machine::Stdout) -> Result<Outcome> {
+/// Runs a command, passes its output through and keeps it. Before another try, `rest` is told what
+/// the command printed until the lab stood still, and may take away from the command what needs not
+/// be done again.
+pub fn capture_rest(lab_run: &LabRun, rest: impl FnMut(&mut LabRun, &str)) -> Result<Outcome> {
+    try_again(lab_run, machine::Stdout::Tee, rest)
+}
+
+fn try_again(
+    lab_run: &LabRun,
+    stdout: machine::Stdout,
+    mut rest: impl FnMut(&mut LabRun, &str),
+) -> Result<Outcome> {
+    let mut lab_run = lab_run.clone();
+    let mut tries = TRIES;
+    loop {
+        let machine::Ended { status, stdout } = start(&lab_run, stdout)?;
+        let given_up = match status {
+            Ok(status) => return Ok(Outcome { status, stdout }),
+            Err(given_up) => given_up,
+        };
+        tries -= 1;
+        if tries == 0 || matches!(given_up.reason, clock::Reason::Late(_)) {
+            return Err(given_up.into());
+        }
+        rest(&mut lab_run, &String::from_utf8_lossy(&stdout));
+        // Where all is the same, it would stop at the same instruction.
+        lab_run.memory_mib += 64;
+        eprintln!("lab: {given_up}; once more, with {} MiB", lab_run.memory_mib);
+    }
+}
+
+fn start(lab_run: &LabRun, stdout: machine::Stdout) -> Result<machine::Ended> {
     let qemu = fetch::qemu()?;
     let kernel = fetch::kernel()?;
     let archive = pack(lab_run, &kernel)?;
@@ -152,6 +178,9 @@ fn pack(lab_run: &LabRun, kernel: &fetch::Kernel) -> Result<Archive> {
     }
     carry::add_shell_tools(&mut archive, &program)?;
     carry::add_libraries(&mut archive)?;
+    for Carried { host, guest } in &lab_run.trees {
+        archive.host_file(guest, host)?;
+    }
 
     let words = std::iter::once(program.as_os_str()).chain(arguments.iter().map(|a| a.as_ref()));
     let command = contract::join_items(words.map(OsStrExt::as_bytes));

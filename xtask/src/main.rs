@@ -19,12 +19,11 @@ mod initramfs;
 mod kernel;
 mod lab;
 mod measure;
-mod modules;
 mod process;
 mod test;
 mod tidy;
 mod timeline;
-mod vmlinux;
+mod workload;
 mod workspace;
 
 use std::ffi::OsString;
@@ -48,6 +47,7 @@ usage: cargo xtask JOB
                    says where guests can run here, and why
   firmware-cost    exits, instructions and memory of our BIOS, qboot and SeaBIOS
   compare          starts of one kernel by microvm and by QEMU, in the lab's clock
+  run              a command in a Debian, by `microvm run` and in a container, with their times
   density          starts per second, memory of each, and what is left of ten thousand
   bench-devices    what requests to devices cost, beside QEMU's microvm, in the lab's clock
   check            formatting, lints and the rules of this repository
@@ -79,6 +79,8 @@ fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
             | "compare"
             | "observe"
             | "density"
+            | "run"
+            | "stopwatch"
     ) && !arguments.is_empty()
     {
         bail!("{job} takes no arguments");
@@ -99,6 +101,9 @@ fn run(job: &str, arguments: Vec<OsString>) -> Result<u8> {
         "compare" => compare::main(arguments).map(|()| 0),
         // What `compare` runs in the lab.
         "observe" => compare::observe(&arguments).map(|()| 0),
+        "run" => workload::main(arguments),
+        // What `run` runs in the lab.
+        "stopwatch" => workload::stopwatch(&arguments).map(|()| 0),
         "density" => density::main(arguments).map(|()| 0),
         "bench-devices" => test::bench_devices(),
         "check" => check::main().map(|()| 0),

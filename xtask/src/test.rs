@@ -34,11 +34,16 @@ const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 /// Set when all is to be tested, not a sample.
 const FULL: &str = "MICROVM_FULL";
 const BUSYBOX: &str = "MICROVM_BUSYBOX";
+/// Names the virtiofsd that is written in Rust.
+const OTHER_VIRTIOFSD: &str = "MICROVM_OTHER_VIRTIOFSD";
+const VHOST_DEVICE_VSOCK: &str = "MICROVM_VHOST_DEVICE_VSOCK";
 /// The lab's wall time for a whole suite.
 const LAB_LIMIT: Duration = Duration::from_secs(1200);
+/// The lab's wall time for a test of the sample: several times what the longest takes.
+const TEST_LIMIT: Duration = Duration::from_secs(300);
 
 /// Modules that guests in the lab load, and the lab itself.
-const MODULES: [&str; 25] = [
+const MODULES: [&str; 26] = [
     "drivers/acpi/button",
     "drivers/block/loop",
     "drivers/block/virtio_blk",
@@ -57,6 +62,7 @@ const MODULES: [&str; 25] = [
     "drivers/virtio/virtio_ring",
     "fs/fuse/fuse",
     "fs/fuse/virtiofs",
+    "fs/overlayfs/overlay",
     "net/802/stp",
     "net/bridge/bridge",
     "net/core/failover",
@@ -88,11 +94,14 @@ const LINUX_MACHINES: [&str; 2] = ["--package=regression", "--test=linux_machine
 const DISK: [&str; 2] = ["--package=regression", "--test=disk"];
 const DEVICES: [&str; 2] = ["--package=regression", "--test=devices"];
 const FOLDERS: [&str; 2] = ["--package=regression", "--test=folders"];
+const WORKLOADS: [&str; 2] = ["--package=regression", "--test=workloads"];
 const ACPI_OFF: [&str; 2] = ["--package=regression", "--test=acpi_off"];
 const SPEED: [&str; 2] = ["--package=regression", "--test=speed"];
 const COMPARE: [&str; 2] = ["--package=regression", "--test=compare"];
 /// The daemon that serves folders.
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+/// Memory of a lab whose folders hold a file of 1 GiB and its copy.
+const WORKLOADS_MIB: u32 = 5120;
 /// What QEMU needs besides its program and its libraries, where distributions have it: its emulator
 /// as a module, and a microvm's option ROMs.
 const QEMU_FILES: [&str; 3] = [
@@ -138,7 +147,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("a sample of the matrix", &MATRIX_SAMPLE)
     };
     let acpi_off: (_, _, &[_]) = ("disks without ACPI", uncounted(linux), &ACPI_OFF);
-    let suites: [(&str, Place, &[&str]); 19] = [
+    let suites: [(&str, Place, &[&str]); 20] = [
         ("unit and property tests", Place::Host, &UNIT_TESTS),
         ("fuzz corpora", Place::Host, &FUZZ_TESTS),
         ("image, contract, messages", Place::Host, &HOST_TESTS),
@@ -158,6 +167,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<u8> {
         ("disks under Linux", uncounted(linux), &DISK),
         ("other devices under Linux", uncounted(linux), &DEVICES),
         ("folders under Linux", uncounted(linux), &FOLDERS),
+        ("workloads under Linux", uncounted(linux), &WORKLOADS),
     ];
     let suites = suites.into_iter().chain(full.then_some(acpi_off));
     let suites = suites.filter(|(name, ..)| name.contains(&only));
@@ -244,9 +254,12 @@ struct Tests {
     memtest: PathBuf,
     qmp_client: PathBuf,
     busybox: PathBuf,
+    vhost_device_vsock: PathBuf,
     e2fsprogs: [PathBuf; 2],
     /// There when all is to be tested.
     guest_kernel: Option<PathBuf>,
+    /// Likewise: QEMU's is always there.
+    other_virtiofsd: Option<PathBuf>,
 }
 
 impl Tests {
@@ -267,8 +280,10 @@ impl Tests {
             memtest,
             qmp_client: fetch::qmp_client()?,
             busybox: fetch::busybox()?,
+            vhost_device_vsock: fetch::vhost_device_vsock()?,
             e2fsprogs: fetch::e2fsprogs()?,
             guest_kernel: full.then(kernel::build).transpose()?.map(|kernel| kernel.bzimage),
+            other_virtiofsd: full.then(fetch::virtiofsd).transpose()?,
         })
     }
 
@@ -299,11 +314,15 @@ impl Tests {
             (MEMTEST, self.memtest.clone()),
             (QMP_CLIENT, self.qmp_client.clone()),
             (BUSYBOX, self.busybox.clone()),
+            (VHOST_DEVICE_VSOCK, self.vhost_device_vsock.clone()),
         ];
         let full = self.guest_kernel.iter().flat_map(|kernel| {
             [(FULL.into(), "1".into()), (GUEST_KERNEL.into(), kernel.clone().into())]
         });
-        Ok(paths.map(|(name, path)| (name.into(), path.into())).into_iter().chain(full).collect())
+        let other = self.other_virtiofsd.iter();
+        let other = other.map(|path| (OTHER_VIRTIOFSD.into(), path.clone().into()));
+        let paths = paths.map(|(name, path)| (name.into(), path.into())).into_iter();
+        Ok(paths.chain(full).chain(other).collect())
     }
 
     fn run_here(&self, arguments: &[&str], counts: &mut Counts) -> Result<bool> {
@@ -320,11 +339,17 @@ impl Tests {
         Ok(child.wait().context("waiting for cargo test")?.success())
     }
 
-    /// Runs the test program itself in the lab: one start of the lab for the whole suite.
+    /// Runs the test program itself in the lab: one start of the lab for the whole suite, or for
+    /// those tests that had not passed when the lab stood still.
     fn run_in_lab(&self, arguments: &[&str], icount: bool, counts: &mut Counts) -> Result<bool> {
-        let outcome = lab::capture(&self.lab_run(arguments, icount)?)?;
+        let lab_run = self.lab_run(arguments, icount)?;
+        let outcome = lab::capture_rest(&lab_run, |lab_run, printed| {
+            for test in passed(printed) {
+                counts.passed += 1;
+                lab_run.command.extend(["--skip".into(), test.into()]);
+            }
+        })?;
         let output = String::from_utf8_lossy(&outcome.stdout);
-        print!("{output}");
         output.lines().for_each(|line| counts.read(line));
         Ok(outcome.status == 0)
     }
@@ -333,8 +358,11 @@ impl Tests {
     fn lab_run(&self, arguments: &[&str], icount: bool) -> Result<LabRun> {
         let program = test_program(arguments)?;
         let mut lab_run = LabRun::new([program.into_os_string(), "--test-threads=1".into()]);
+        // Who skips a test means that one, and not those whose names contain its name.
+        lab_run.command.push("--exact".into());
         lab_run.icount = icount;
         lab_run.timeout = LAB_LIMIT;
+        lab_run.silence = self.guest_kernel.is_none().then_some(TEST_LIMIT);
         lab_run.environment.extend(self.environment()?);
         let dist = workspace::target("dist")?;
         // The VMM's own tests run the binary that cargo built for them.
@@ -345,8 +373,15 @@ impl Tests {
         if arguments == DISK || arguments == ACPI_OFF {
             files.extend(self.e2fsprogs.clone());
         }
-        if arguments == FOLDERS {
+        if arguments == DEVICES {
+            files.push(self.vhost_device_vsock.clone());
+        }
+        if arguments == FOLDERS || arguments == WORKLOADS {
             files.push(apt::file(Path::new(VIRTIOFSD), "qemu-system-common")?);
+            files.extend(self.other_virtiofsd.clone());
+            if self.other_virtiofsd.is_some() {
+                lab_run.memory_mib = WORKLOADS_MIB;
+            }
         }
         if arguments == ACPI_OFF {
             files.extend(self.guest_kernel.clone());
@@ -382,6 +417,12 @@ fn test_program(arguments: &[&str]) -> Result<PathBuf> {
         Some(PathBuf::from(message["executable"].as_str().filter(|_| is_test)?))
     });
     program.context("cargo test --no-run names no program")
+}
+
+/// The tests that a test program reports as passed, one line each.
+fn passed(output: &str) -> impl Iterator<Item = &str> {
+    let tests = output.lines().filter_map(|line| line.strip_prefix("test "));
+    tests.filter_map(|test| test.trim_end().strip_suffix(" ... ok"))
 }
 
 impl Counts {
@@ -436,5 +477,12 @@ mod tests {
             counts.read(line);
         }
         assert_eq!(counts, Counts { passed: 13, failed: 2, programs: 2 });
+    }
+
+    #[test]
+    fn only_what_passed_is_not_run_again() {
+        let output =
+            "running 4 tests\r\ntest a::b ... ok\r\ntest c ... FAILED\ntest d ... ok\ntest e ... ";
+        assert_eq!(passed(output).collect::<Vec<_>>(), ["a::b", "d"]);
     }
 }

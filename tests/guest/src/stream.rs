@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
@@ -19,16 +20,23 @@ pub enum Address {
     Tcp(String),
     /// `vsock:CID:PORT`.
     Vsock(u32, u32),
+    /// `hybrid:PATH:PORT`, on the host: a guest's socket in the scheme of Firecracker (its
+    /// docs/vsock.md). The guest's ports are behind PATH, the host's are at PATH_PORT.
+    Hybrid(String, u32),
 }
 
 impl Address {
-    /// Reads `tcp:HOST:PORT` or `vsock:CID:PORT`.
+    /// Reads `tcp:HOST:PORT`, `vsock:CID:PORT` or `hybrid:PATH:PORT`.
     pub fn parse(text: &str) -> Option<Self> {
         match text.split_once(':')? {
             ("tcp", rest) => Some(Self::Tcp(rest.into())),
             ("vsock", rest) => {
                 let (cid, port) = rest.split_once(':')?;
                 Some(Self::Vsock(cid.parse().ok()?, port.parse().ok()?))
+            }
+            ("hybrid", rest) => {
+                let (path, port) = rest.rsplit_once(':')?;
+                Some(Self::Hybrid(path.into(), port.parse().ok()?))
             }
             _ => None,
         }
@@ -43,6 +51,7 @@ impl Address {
                 Self::Vsock(cid, port) => {
                     VsockStream::connect_with_cid_port(*cid, *port).map(|s| Box::new(s) as _)
                 }
+                Self::Hybrid(path, port) => ask_for(path, *port).map(|s| Box::new(s) as _),
             };
             tries += 1;
             match connected {
@@ -60,7 +69,30 @@ impl Address {
                 let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, *port)?;
                 Box::new(listener.accept()?.0)
             }
+            Self::Hybrid(path, port) => {
+                let path = format!("{path}_{port}");
+                let connection = UnixListener::bind(&path)?.accept()?.0;
+                std::fs::remove_file(path)?;
+                Box::new(connection)
+            }
         })
+    }
+}
+
+/// A connection to the guest's `port`, by who serves its socket at `path`.
+fn ask_for(path: &str, port: u32) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(path)?;
+    writeln!(stream, "CONNECT {port}")?;
+    // The answer is a line; what follows is the guest's.
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        answer.extend(byte);
+    }
+    match answer.starts_with(b"OK ") {
+        true => Ok(stream),
+        false => Err(io::ErrorKind::ConnectionRefused.into()),
     }
 }
 
@@ -167,6 +199,7 @@ mod tests {
     fn addresses_are_read() {
         assert_eq!(Address::parse("vsock:3:1024"), Some(Address::Vsock(3, 1024)));
         assert_eq!(Address::parse("tcp:10.0.0.1:80"), Some(Address::Tcp("10.0.0.1:80".into())));
+        assert_eq!(Address::parse("hybrid:/a:b:7"), Some(Address::Hybrid("/a:b".into(), 7)));
         assert_eq!(Address::parse("udp:x"), None);
     }
 }

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 
 use abi::ports;
 
-use super::{Opt, Properties, Request, Result, Seen, chardev, drive, fs, help, netdev};
-use crate::config::{Balloon, Chardev, DebugExit, PvPanic, Virtio};
+use super::{Opt, Properties, Request, Result, Seen, drive, help, netdev, port, vhost_user};
+use crate::config::{Balloon, DebugExit, PvPanic, Virtio};
 use crate::devices::pvpanic::{CRASH_LOADED, PANICKED};
 use crate::virtio::slots;
 
@@ -23,7 +23,7 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 13] = [
     Kind {
         name: "isa-debug-exit",
         bus: "ISA",
@@ -56,8 +56,15 @@ pub const KINDS: [Kind; 11] = [
         name: "vhost-user-fs-device",
         bus: "virtio-bus",
         description: "a folder of the host, by virtiofsd; mount -t virtiofs TAG",
-        properties: &fs::PROPERTIES,
-        add: fs::add,
+        properties: &vhost_user::FS_PROPERTIES,
+        add: vhost_user::add_fs,
+    },
+    Kind {
+        name: "vhost-user-vsock-device",
+        bus: "virtio-bus",
+        description: "sockets between guest and host, by vhost-device-vsock",
+        properties: &vhost_user::VSOCK_PROPERTIES,
+        add: vhost_user::add_vsock,
     },
     Kind {
         name: "vhost-vsock-device",
@@ -69,16 +76,23 @@ pub const KINDS: [Kind; 11] = [
     Kind {
         name: "virtio-serial-device",
         bus: "virtio-bus",
-        description: "what a virtconsole is on",
+        description: "what virtconsole and virtserialport are on",
         properties: &[("max_ports", "uint32")],
-        add: add_console_bus,
+        add: port::add_bus,
     },
     Kind {
         name: "virtconsole",
         bus: "virtio-serial-bus",
         description: "a console, as hvc0",
-        properties: &[("chardev", "str"), ("name", "str"), ("nr", "uint32")],
-        add: add_console,
+        properties: &port::PROPERTIES,
+        add: port::add_console,
+    },
+    Kind {
+        name: "virtserialport",
+        bus: "virtio-serial-bus",
+        description: "a wire between programs, as /dev/vportNpM and /dev/virtio-ports/NAME",
+        properties: &port::PROPERTIES,
+        add: port::add_port,
     },
     Kind {
         name: "virtio-balloon-device",
@@ -106,7 +120,7 @@ pub const KINDS: [Kind; 11] = [
 /// What else QEMU has, and why it is not here: the beginning of names, and the reason.
 const REFUSED: [(&[&str], &str); 6] = [
     (&["vfio-"], "the host's devices cannot be passed through, by design: this machine has no PCI"),
-    (&["virtio-", "vhost-", "virtserialport"], "-device help lists the virtio devices that are"),
+    (&["virtio-", "vhost-"], "-device help lists the virtio devices that are"),
     (&["isa-debugcon"], "use -serial: the firmware prints on COM1"),
     (&["isa-serial"], "COM1 is there anyway, and is the only one"),
     (&["usb-", "qemu-xhci", "nec-usb", "piix3-usb"], "this machine has no USB"),
@@ -151,54 +165,14 @@ fn add_debug_exit(seen: &mut Seen, option: &Opt, properties: &mut Properties) ->
     }
 }
 
-/// A console that leads nowhere, until a virtconsole says where.
-fn add_console_bus(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {
-    if seen.config.console().is_some() {
-        return Err(option.error("virtio-serial-device: give it once"));
-    }
-    properties.number("max_ports", 31)?;
-    seen.config.virtio.push(Virtio::Console(Chardev::Null));
-    Ok(())
-}
-
-fn add_console(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {
-    if seen.config.console().is_none() {
-        return Err(option.error("virtconsole: needs -device virtio-serial-device before it"));
-    }
-    // Names are for ports that are no consoles; the first number is a console's.
-    properties.take("name");
-    if properties.number("nr", 31)?.is_some_and(|number| number != 0) {
-        return Err(option.error("virtconsole: there is one, nr=0"));
-    }
-    let Some(chardev) = properties.take("chardev") else {
-        return Err(option.error("virtconsole: give its chardev="));
-    };
-    match seen.console_chardev.replace(chardev) {
-        Some(_) => Err(option.error("virtconsole: there is one: give it once")),
-        None => Ok(()),
-    }
-}
-
-/// Gives the console the character device that it names.
-fn connect_console(seen: &mut Seen, option: &Opt) -> Result<()> {
-    let Some(id) = seen.console_chardev.take() else { return Ok(()) };
-    let found = chardev::find(seen, option, &id)?;
-    for device in &mut seen.config.virtio {
-        if let Virtio::Console(chardev) = device {
-            *chardev = found.clone();
-        }
-    }
-    Ok(())
-}
-
 fn add_vsock(seen: &mut Seen, option: &Opt, properties: &mut Properties) -> Result<()> {
     // 0 to 2 are the hypervisor's, the local machine's and the host's, the last one is any's.
     let cid = properties.number("guest-cid", u64::from(u32::MAX) - 1)?.filter(|cid| *cid > 2);
     let Some(cid) = cid else {
         return Err(option.error("vhost-vsock-device: give its guest-cid=, from 3 up"));
     };
-    if seen.config.virtio.iter().any(|device| matches!(device, Virtio::Vsock(_))) {
-        return Err(option.error("vhost-vsock-device: give it once"));
+    if vhost_user::has_vsock(&seen.config) {
+        return Err(option.error("vhost-vsock-device: the guest has sockets already"));
     }
     seen.config.virtio.push(Virtio::Vsock(cid));
     Ok(())
@@ -249,8 +223,8 @@ pub(super) fn connect(seen: &mut Seen) -> Result<()> {
     let option = super::option("-device");
     drive::connect(seen, &option)?;
     netdev::connect(seen, &option)?;
-    fs::connect(seen, &option)?;
-    connect_console(seen, &option)?;
+    vhost_user::connect(seen, &option)?;
+    port::connect(seen, &option)?;
     for (index, backend) in std::mem::take(&mut seen.rngs) {
         let Some(id) = backend else { continue };
         let missing = || option.error(format!("virtio-rng-device: there is no -object id={id}"));

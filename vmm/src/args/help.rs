@@ -24,7 +24,10 @@ const REFUSED: [(&str, &[&str]); 13] = [
             "-pflash",
         ],
     ),
-    ("this version shares no folders: give an initrd", &["-virtfs", "-fsdev"]),
+    (
+        "folders are shared by virtiofsd: -device vhost-user-fs-device, or microvm run",
+        &["-virtfs", "-fsdev"],
+    ),
     ("use -serial: the firmware prints on COM1", &["-debugcon"]),
     ("use -qmp", &["-qmp-pretty"]),
     ("there is no debugger stub: QEMU's -accel tcg has one", &["-s", "-gdb", "-singlestep"]),
@@ -132,7 +135,10 @@ pub(super) fn machine_properties() -> String {
         ("pic", "on, off: the 8259s of kernel-irqchip=on"),
         ("isa-serial", "on (default), off"),
         ("auto-kernel-cmdline", "on (default), off: virtio_mmio.device= without ACPI"),
-        ("kernel-cache", "off (default), on: a bzImage is unpacked once, on the host"),
+        (
+            "kernel-cache",
+            "off (default), on: a bzImage is unpacked once, on the host; auto: if possible",
+        ),
         ("firmware", "FILE, as -bios"),
         ("kernel", "FILE, as -kernel"),
         ("initrd", "FILE, as -initrd"),
@@ -159,8 +165,10 @@ pub(super) fn usage() -> String {
 
 const USAGE: &str = "\
 usage: microvm [options]
+       microvm run [OPTIONS] ROOTFS [--] COMMAND [ARGUMENTS]
 
 Boots a kernel in a QEMU microvm machine on KVM: through a BIOS (-bios) or directly.
+With run, boots a folder and runs a command in it: microvm run --help.
 
 the machine:
   -M microvm[,...]  the machine; -M help lists, -M microvm,help shows its properties

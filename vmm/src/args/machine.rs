@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::{Opt, Request, Result, Seen, help};
-use crate::config::Irqchip;
+use crate::config::{Irqchip, KernelCache};
 
 /// Properties of the machine that change nothing here, with the values that are true of it.
 /// Any other value asks for a device that is not here.
@@ -67,7 +67,10 @@ pub(super) fn take_property(seen: &mut Seen, option: &Opt, key: &str, value: &st
         }
         "pic" => {}
         "auto-kernel-cmdline" => seen.config.auto_kernel_cmdline = on()?,
-        "kernel-cache" => seen.config.kernel_cache = on()?,
+        "kernel-cache" if value == "auto" => seen.config.kernel_cache = KernelCache::Auto,
+        "kernel-cache" => {
+            seen.config.kernel_cache = if on()? { KernelCache::On } else { KernelCache::Off };
+        }
         "isa-serial" => seen.config.isa_serial = on()?,
         _ if seen.memory.take_property(option, key, value)? => {}
         _ => {

@@ -72,7 +72,7 @@ fn qmp(chardev: Chardev) -> Option<Qmp> {
 pub(super) fn check_stdio(seen: &Seen) -> Result<()> {
     let monitors = seen.config.qmp.iter().filter(|qmp| **qmp == Qmp::Stdio).count();
     let serial = seen.config.serial.is_stdio();
-    let console = seen.config.console().is_some_and(Chardev::is_stdio);
+    let console = seen.config.ports().any(|port| port.chardev.is_stdio());
     if serial && console {
         let problem = "standard input and output are COM1's: say -serial null, or another chardev";
         return Err(super::option("-device").error(format!("virtconsole: {problem}")));

@@ -11,7 +11,7 @@ use vm_memory::{ByteValued, GuestAddress};
 
 use super::{Cpu, Error, InitState, Source};
 use crate::image::Image;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 
 /// A kernel in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ const EI_CLASS: usize = 4;
 /// Loads an ELF file's segments to their physical addresses.
 pub fn load(image: &Image, ram: &GuestRam) -> Result<Loaded, Error> {
     let refused = |problem: String| Error::Elf { path: image.path().into(), problem };
-    let Extent { range, unfilled } = extent(image).map_err(refused)?;
+    let Extent { range, unfilled, filled } = extent(image).map_err(refused)?;
     if range.start() < layout::HIGH_RAM_START {
         let start = range.start();
         return Err(refused(format!("its first segment is at {start:#x}, below 1 MiB")));
@@ -49,6 +49,7 @@ pub fn load(image: &Image, ram: &GuestRam) -> Result<Loaded, Error> {
     let start = Some(GuestAddress(layout::HIGH_RAM_START));
     let loaded = Elf::load(ram.regions(), None, &mut file, start)
         .map_err(|error| refused(error.to_string()))?;
+    memory::count_put(filled);
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => {
             let inside = Range::new(entry.0, 1).is_some_and(|first| range.contains(first));
@@ -71,6 +72,8 @@ struct Extent {
     range: Range,
     /// Parts that no bytes of the file go to.
     unfilled: Vec<Range>,
+    /// Bytes that the file has of it.
+    filled: u64,
 }
 
 fn extent(image: &Image) -> Result<Extent, String> {
@@ -85,7 +88,7 @@ fn extent(image: &Image) -> Result<Extent, String> {
         return Err("it is a 32-bit ELF file; only 64-bit ones are known here".into());
     }
     let mut covered: Option<Range> = None;
-    let mut unfilled = Vec::new();
+    let (mut unfilled, mut filled) = (Vec::new(), 0_u64);
     for index in 0..u64::from(header.e_phnum) {
         let mut segment = Elf64_Phdr::default();
         let size = size_of::<Elf64_Phdr>() as u64;
@@ -97,13 +100,14 @@ fn extent(image: &Image) -> Result<Extent, String> {
         let range = Range::new(segment.p_paddr, segment.p_memsz.max(segment.p_filesz))
             .ok_or("a segment is out of range")?;
         let end = range.start() + segment.p_filesz;
+        filled = filled.saturating_add(segment.p_filesz);
         unfilled.extend((end < range.end()).then(|| Range::between(end, range.end())));
         covered = Some(covered.map_or(range, |all| {
             Range::between(all.start().min(range.start()), all.end().max(range.end()))
         }));
     }
     let range = covered.ok_or("it has no segment to load")?;
-    Ok(Extent { range, unfilled })
+    Ok(Extent { range, unfilled, filled })
 }
 
 /// Loads the kernel and what it is told.

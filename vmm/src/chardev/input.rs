@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::Taker;
 
 /// Reads `file` to its end, or until `pass` has had enough.
-pub(super) fn read_all(file: impl AsFd, mut pass: impl FnMut(&[u8]) -> bool) {
+pub(crate) fn read_all(file: impl AsFd, mut pass: impl FnMut(&[u8]) -> bool) {
     let mut buffer = [0; 4096];
     loop {
         match rustix::io::read(&file, &mut buffer) {

@@ -199,9 +199,10 @@ impl Output {
         if left > 0 {
             let user = self.0.user;
             console::say(&format!("{user}: {left} bytes of output that nobody took are dropped"));
-            state.target = None;
             self.0.forget(&mut state);
         }
+        // Who goes from now on is not missed.
+        state.target = None;
     }
 }
 

@@ -15,12 +15,34 @@ pub enum Virtio {
     Net(Net),
     /// The memory balloon.
     Balloon(Balloon),
-    /// The console.
-    Console(Chardev),
+    /// The bus of consoles and other ports, and what is on it.
+    Serial(Vec<Port>),
     /// Sockets between guest and host, by the host's kernel, and the guest's context identifier.
     Vsock(u64),
+    /// Sockets between guest and host, by a vhost-device-vsock, and its socket.
+    UserVsock(PathBuf),
     /// A folder of the host, by a virtiofsd.
     Fs(Fs),
+}
+
+/// A port of the guest: a console, or a wire between two programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its number on the bus.
+    pub number: u16,
+    /// Its name, or nothing.
+    pub name: String,
+    /// Whether it is a console.
+    pub is_console: bool,
+    /// Where it leads.
+    pub chardev: Chardev,
+}
+
+impl Port {
+    /// The option that asks for one.
+    pub const fn option(&self) -> &'static str {
+        if self.is_console { "-device virtconsole" } else { "-device virtserialport" }
+    }
 }
 
 /// A shared folder: who serves it, and how the guest sees it.
@@ -51,9 +73,10 @@ impl Virtio {
             Self::Block(_) => "virtio-blk-device",
             Self::Net(_) => "virtio-net-device",
             Self::Balloon(_) => "virtio-balloon-device",
-            Self::Console(_) => "virtio-serial-device",
+            Self::Serial(_) => "virtio-serial-device",
             Self::Fs(_) => "vhost-user-fs-device",
             Self::Vsock(_) => "vhost-vsock-device",
+            Self::UserVsock(_) => "vhost-user-vsock-device",
         }
     }
 }

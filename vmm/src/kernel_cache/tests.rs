@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::time::SystemTime;
 
 use super::*;
 
@@ -120,7 +121,7 @@ impl Place {
     }
 
     fn find(&self, path: &Path) -> Result<PathBuf, Error> {
-        find_in(&self.cache(), path, &File::open(path).unwrap())
+        find_in(&self.cache(), path, &File::open(path).unwrap()).map(|found| found.path)
     }
 
     fn names(&self) -> Vec<String> {
@@ -160,4 +161,30 @@ fn a_cache_that_others_can_write_to_is_refused() {
     fs::set_permissions(place.cache(), fs::Permissions::from_mode(0o770)).unwrap();
     let error = place.find(&place.write(1, 10)).unwrap_err();
     assert!(error.to_string().contains("chmod go-w"), "{error}");
+}
+
+#[test]
+fn the_kernel_of_the_open_file_is_found_whatever_its_name_leads_to_now() {
+    let place = Place::new();
+    let path = place.write(1, 10);
+    let file = File::open(&path).unwrap();
+    fs::rename(&path, place.0.path().join("moved")).unwrap();
+    place.write(2, 10);
+    let found = find_in(&place.cache(), &path, &file).unwrap();
+    assert_eq!(fs::read(&found.path).unwrap(), elf(1));
+}
+
+#[test]
+fn what_a_killed_process_left_is_removed_some_time() {
+    let place = Place::new();
+    let partial = |name: &str, age: u64| {
+        let file = File::create(place.cache().join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+    };
+    partial("old.7.partial", 4000);
+    partial("new.8.partial", 5);
+    place.find(&place.write(1, 10)).unwrap();
+    let names = place.names();
+    assert!(names.iter().any(|name| name == "new.8.partial"), "{names:?}");
+    assert!(!names.iter().any(|name| name == "old.7.partial"), "{names:?}");
 }

@@ -65,8 +65,8 @@ fn payload(image: &[u8]) -> Result<&[u8], Error> {
     find().filter(|payload| !payload.is_empty()).ok_or(Error::NoPayload)
 }
 
-/// The unpacked bytes of `payload`, which is `packed` and four bytes more.
-fn open<'a>(payload: &'a [u8], packed: &'a [u8]) -> Result<Box<dyn Read + 'a>, Error> {
+/// The unpacked bytes of `payload`. Of a kernel's, `packed` is all but the last four bytes.
+pub fn open<'a>(payload: &'a [u8], packed: &'a [u8]) -> Result<Box<dyn Read + 'a>, Error> {
     Ok(match payload {
         [0x1f, 0x8b, ..] => Box::new(flate2::read::GzDecoder::new(payload)),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(lzma_rust2::XzReader::new(packed, false)),

@@ -7,7 +7,7 @@ use std::fs::read_to_string;
 
 use serde_json::{Map, Value, json};
 
-use super::{Boot, Mark, Step, Trace, page_faults};
+use super::{Boot, End, Mark, Step, Trace, page_faults};
 
 /// The rows of the picture: what this process does, and what the guest does.
 const VMM_ROW: u32 = 1;
@@ -28,6 +28,7 @@ impl Trace {
             "exec_ns": self.exec_ns,
             "start_ns": self.start_ns,
             "boots": boots,
+            "boots_dropped": self.boots_dropped,
             "exit": { "ns": end_ns, "reason": reason, "status": status },
             "exits": exits,
             "process": { "peak_kib": peak_kib(), "page_faults": page_faults() },
@@ -42,21 +43,25 @@ impl Trace {
         let mut events = vec![name_row(VMM_ROW, "microvm"), name_row(GUEST_ROW, "guest")];
         let mut from = self.start_ns;
         events.push(slice(VMM_ROW, "exec", (from.saturating_sub(self.exec_ns), from), json!({})));
+        let mut page_faults = 0;
         for boot in &self.boots {
-            let mut page_faults = 0;
             for step in &boot.setup {
-                let counts = json!({ "page_faults": step.page_faults - page_faults });
+                let counts = json!({ "page_faults": step.page_faults.saturating_sub(page_faults) });
                 events.push(slice(VMM_ROW, step.name, (from, step.end_ns), counts));
                 (from, page_faults) = (step.end_ns, step.page_faults);
             }
+            let end = boot.end.unwrap_or(End { ns: end_ns, exits: self.exits, page_faults });
             // What a mark begins lasts until the next.
-            let ends = boot.marks.iter().skip(1).map(|mark| mark.ns).chain([end_ns]);
+            let ends = boot.marks.iter().skip(1).map(Mark::as_end).chain([end]);
             for (mark, end) in boot.marks.iter().zip(ends) {
                 let name = mark.what.name().unwrap_or("POST code");
-                let counts = json!({ "exits": mark.exits, "page_faults": mark.page_faults });
-                events.push(slice(GUEST_ROW, name, (mark.ns, end), counts));
+                let counts = json!({
+                    "exits": end.exits.saturating_sub(mark.exits),
+                    "page_faults": end.page_faults.saturating_sub(mark.page_faults),
+                });
+                events.push(slice(GUEST_ROW, name, (mark.ns, end.ns), counts));
             }
-            from = end_ns;
+            (from, page_faults) = (end.ns, end.page_faults);
         }
         events
     }
@@ -81,6 +86,7 @@ impl Boot {
         let placed: Map<_, _> = self
             .placed
             .iter()
+            .filter(|(_, range)| !range.is_empty())
             .map(|(name, range)| ((*name).into(), json!([range.start(), range.end()])))
             .collect();
         json!({
@@ -89,6 +95,8 @@ impl Boot {
             "setup_end_ns": self.setup_end_ns,
             "first_run_ns": self.first_run_ns,
             "marks": self.marks.iter().map(Mark::json).collect::<Vec<_>>(),
+            "marks_dropped": self.marks_dropped,
+            "end_ns": self.end.map(|end| end.ns),
             "placed": placed,
             "kvm_exits": self.kvm_exits,
             "kvm_page_faults": self.kvm_page_faults,
@@ -105,20 +113,25 @@ impl Boot {
 
 impl Step {
     fn json(&self) -> Value {
-        let Self { name, end_ns, page_faults } = self;
-        json!({ "name": name, "end_ns": end_ns, "page_faults": page_faults })
+        let Self { name, end_ns, page_faults, bytes } = self;
+        json!({ "name": name, "end_ns": end_ns, "page_faults": page_faults, "bytes": bytes })
     }
 }
 
 impl Mark {
+    fn as_end(&self) -> End {
+        End { ns: self.ns, exits: self.exits, page_faults: self.page_faults }
+    }
+
     fn json(&self) -> Value {
         let code = match self.what {
             super::Event::Post(code) => Some(code),
             _ => None,
         };
-        let Self { what, ns, exits, page_faults } = self;
+        let Self { what, ns, exits, page_faults, bytes } = self;
         json!({
             "code": code, "name": what.name(), "ns": ns, "exits": exits, "page_faults": page_faults,
+            "bytes": bytes,
         })
     }
 }

@@ -1,70 +1,61 @@
-//! The console device (section 5.3) with one port, hvc0 under Linux.
+//! The console device (section 5.3): ports for bytes, without the exits of a UART.
 //!
-//! It is a character device without the exits of a UART.
+//! One console alone is a device with one port, hvc0 under Linux. With more ports, or one that is
+//! no console, the driver is told of each ([`control`]); under Linux those are /dev/vportNpM.
 //!
 //! Output that the reader does not take stays in the guest's buffers, and input that the guest does
-//! not take stays with its sender: neither is lost, and nobody but the console waits.
+//! not take stays with its sender: neither is lost, and nobody but the port waits.
 
-use std::collections::VecDeque;
+mod control;
+mod port;
+
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
-use rustix::event::epoll::EventFlags;
-use rustix::fd::{AsFd, BorrowedFd};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
-use vm_memory::GuestMemoryMmap;
 
-use super::{Broken, Device, Event, Interrupt, Ring, Server, Wake, Work};
-use crate::chardev::Output;
+use self::control::Controller;
+use self::port::Clerk;
+pub use self::port::Port;
+use super::{Device, Interrupt, Work};
 
 /// Entries of each queue, as in QEMU.
 const QUEUE_SIZE: u16 = 128;
-const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
+/// There may be many ports, and queues to tell of them.
+const MULTIPORT: u32 = 1;
 /// A driver can put a byte out without any queue, early or late in its life.
 const EMERGENCY_WRITE: u32 = 2;
-/// Where it writes it.
+/// Where the configuration says how many ports there may be.
+const PORTS: u64 = 4;
+/// Where a driver writes a byte in an emergency.
 const EMERGENCY: u64 = 8;
-/// Input that waits for the guest, at the most, before its sender is made to wait.
-const INPUT_MAX: usize = 64 << 10;
-/// Bytes that are put out at a time.
-const BATCH: usize = 4096;
+/// The queues to tell of ports.
+const CONTROL: [usize; 2] = [2, 3];
 
 /// The device.
-pub struct Console(Arc<Port>);
-
-struct Port {
-    output: Output,
-    input: Mutex<VecDeque<u8>>,
-    /// The guest has taken input.
-    room: Condvar,
-    /// There is input, or room for output.
-    stir: Event,
+pub struct Console {
+    ports: Vec<Arc<Port>>,
 }
 
 impl Console {
-    /// A console whose output goes to `output`.
-    pub fn new(output: Output) -> io::Result<Self> {
-        let stir = Event::new()?;
-        let wake = stir.clone();
-        output.on_room(Arc::new(move || wake.happen()));
-        let (input, room) = (Mutex::default(), Condvar::new());
-        Ok(Self(Arc::new(Port { output, input, room, stir })))
+    /// A device with these ports, each with a number of its own.
+    pub fn new(ports: Vec<Arc<Port>>) -> Self {
+        Self { ports }
     }
 
-    /// Hands `bytes` to the guest, as it takes them; waits while a lot is waiting already.
-    pub fn send(&self, bytes: &[u8]) {
-        let mut input = self.0.input.lock().unwrap_or_else(PoisonError::into_inner);
-        while input.len() >= INPUT_MAX {
-            input = self.0.room.wait(input).unwrap_or_else(PoisonError::into_inner);
-        }
-        input.extend(bytes);
-        self.0.stir.happen();
+    fn is_multiport(&self) -> bool {
+        let is_first = |port: &Arc<Port>| port.number == 0 && port.is_console;
+        self.ports.len() != 1 || !self.ports.iter().all(is_first)
     }
 
-    /// Whether the guest has put anything out.
-    pub fn is_written(&self) -> bool {
-        self.0.output.is_written()
+    /// The numbers that ports may have are below this one.
+    fn ports_max(&self) -> u16 {
+        self.ports.iter().map(|port| port.number + 1).max().unwrap_or(1)
+    }
+
+    /// Port 0, which is a console, if it is there.
+    fn first(&self) -> Option<&Arc<Port>> {
+        self.ports.iter().find(|port| port.number == 0)
     }
 }
 
@@ -78,98 +69,49 @@ impl Device for Console {
     }
 
     fn features(&self) -> u64 {
-        1 << EMERGENCY_WRITE
+        1 << EMERGENCY_WRITE | u64::from(self.is_multiport()) << MULTIPORT
     }
 
     fn queues(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; 2]
+        let pairs = if self.is_multiport() { 1 + self.ports_max() } else { 1 };
+        vec![QUEUE_SIZE; 2 * usize::from(pairs)]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let ports = u32::from(self.ports_max()).to_le_bytes();
+        let from = offset.checked_sub(PORTS).and_then(|from| usize::try_from(from).ok());
+        let found = from.and_then(|from| ports.get(from..)).unwrap_or_default();
+        data.iter_mut().zip(found).for_each(|(to, from)| *to = *from);
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
-        // As much as fits: whoever is in an emergency does not wait.
-        if let (EMERGENCY, [byte, ..]) = (offset, data)
-            && !self.0.output.is_full()
-        {
-            self.0.output.put(&[*byte]);
+        if let (EMERGENCY, [byte, ..], Some(port)) = (offset, data, self.first()) {
+            port.put_out_now(*byte);
         }
     }
 
-    fn start(&self, _: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
-        let server = Box::new(Clerk { port: self.0.clone(), put: 0 });
-        Ok(vec![Work { queues: vec![RECEIVE, TRANSMIT], server }])
-    }
-}
-
-/// Who moves the bytes, both ways.
-struct Clerk {
-    port: Arc<Port>,
-    /// Bytes of the next chain that were put out already.
-    put: usize,
-}
-
-impl Server for Clerk {
-    fn source(&self) -> Option<(BorrowedFd<'_>, EventFlags)> {
-        Some((self.port.stir.as_fd(), EventFlags::IN | EventFlags::ET))
-    }
-
-    fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
-        let [receive, transmit] = rings else { return Ok(()) };
-        self.put_out(transmit, wake.memory())?;
-        self.port.hand_in(receive, wake.memory())
-    }
-}
-
-impl Clerk {
-    fn put_out(&mut self, ring: &mut Ring, memory: &GuestMemoryMmap) -> Result<(), Broken> {
-        ring.ignore(memory)?;
-        loop {
-            while !self.port.output.is_full() {
-                let Some(chain) = ring.next(memory)? else { break };
-                let Some((_, mut rest)) = chain.readable.split_at(self.put) else {
-                    return Err(ring.broken("a chain that changes while it is worked on"));
-                };
-                let mut bytes = [0; BATCH];
-                while !rest.is_empty() && !self.port.output.is_full() {
-                    let count = rest.copy_to(&mut bytes);
-                    self.port.output.put(bytes.get(..count).unwrap_or_default());
-                    self.put += count;
-                    rest = rest.split_at(count).unwrap_or_default().1;
-                }
-                if !rest.is_empty() {
-                    ring.put_back();
-                    break;
-                }
-                self.put = 0;
-                ring.give_back(memory, chain.head, 0)?;
-                ring.tell(memory)?;
-            }
-            // While it is full, the guest need not say that there is more.
-            if self.port.output.is_full() || !ring.listen(memory)? {
-                return Ok(());
-            }
+    fn start(&self, features: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
+        let work = |port: &Arc<Port>| Work {
+            queues: queues_of(port.number).into(),
+            server: Box::new(Clerk::new(port)),
+        };
+        if features & 1 << MULTIPORT == 0 {
+            return Ok(self.first().into_iter().map(work).collect());
         }
+        self.ports.iter().for_each(|port| port.set_open(false));
+        let control = Box::new(Controller::new(self.ports.clone()));
+        let mut works = vec![Work { queues: CONTROL.into(), server: control }];
+        works.extend(self.ports.iter().map(work));
+        Ok(works)
     }
 }
 
-impl Port {
-    fn hand_in(&self, ring: &mut Ring, memory: &GuestMemoryMmap) -> Result<(), Broken> {
-        let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
-        while !input.is_empty() {
-            let Some(chain) = ring.next(memory)? else {
-                if ring.listen(memory)? {
-                    continue;
-                }
-                break;
-            };
-            let count = chain.writable.len().min(input.len());
-            let bytes: Vec<u8> = input.drain(..count).collect();
-            chain.writable.copy_from(&bytes);
-            ring.give_back(memory, chain.head, count)?;
-            ring.tell(memory)?;
-            self.room.notify_all();
-        }
-        Ok(())
-    }
+/// The queues of a port: what the guest receives and what it sends.
+fn queues_of(number: u16) -> [usize; 2] {
+    let number = usize::from(number);
+    // Those that tell of ports come after the first port's.
+    let first = if number == 0 { 0 } else { 2 * number + 2 };
+    [first, first + 1]
 }
 
 #[cfg(test)]
@@ -179,19 +121,79 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
+    use crate::chardev::Output;
     use crate::virtio::driver::{BUFFER, Driver, WRITE};
 
     fn console() -> (Arc<Console>, io::PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
         let output = Output::file(File::from(OwnedFd::from(writer)));
-        (Arc::new(Console::new(output).unwrap()), reader)
+        let port = Arc::new(Port::new(0, "", true, output).unwrap());
+        (Arc::new(Console::new(vec![port])), reader)
+    }
+
+    /// A message of the control queues.
+    fn message(number: u8, event: u8, value: u8) -> Vec<u8> {
+        vec![number, 0, 0, 0, event, 0, value, 0]
+    }
+
+    #[test]
+    fn a_driver_hears_of_ports_and_gets_input_when_one_is_open() {
+        let port = |number: u16, name: &str, is_console: bool| {
+            Arc::new(Port::new(number, name, is_console, Output::null()).unwrap())
+        };
+        let wire = port(2, "org.example.wire", false);
+        let device = Arc::new(Console::new(vec![port(0, "", true), wire.clone()]));
+        assert_eq!((device.queues().len(), device.features()), (8, 0b110));
+        let driver = Driver::ready(device, 1 << MULTIPORT);
+        assert_eq!(driver.config::<4>(4), [3, 0, 0, 0]);
+        // Room for what the device says, and for the wire's input.
+        for index in 0..6 {
+            driver.descriptor_of(2, index, BUFFER + 64 * index, 64, WRITE, 0);
+            driver.offer_next(2, u16::try_from(index).unwrap());
+        }
+        driver.descriptor_of(6, 0, BUFFER + 0x1000, 8, WRITE, 0);
+        driver.offer_next(6, 0);
+        wire.send(b"early");
+        let tell = |index: u16, bytes: &[u8]| {
+            let at = BUFFER + 0x2000 + 64 * u64::from(index);
+            driver.ram.write(at, bytes).unwrap();
+            let length = u32::try_from(bytes.len()).unwrap();
+            driver.descriptor_of(3, index.into(), at, length, 0, 0);
+            driver.offer_next(3, index);
+            driver.used(3, index + 1);
+        };
+        let heard = |index: u16, expected: &[u8]| {
+            let length = driver.used(2, index + 1);
+            let mut bytes = vec![0; usize::try_from(length).unwrap()];
+            driver.ram.read(BUFFER + 64 * u64::from(index), &mut bytes).unwrap();
+            assert_eq!(bytes, expected, "{index}");
+        };
+        tell(0, &message(0, 0, 1));
+        driver.used(2, 2);
+        tell(1, &message(0, 3, 1));
+        driver.used(2, 4);
+        // Nobody has port 1, and no event is 9.
+        tell(2, &message(1, 3, 1));
+        tell(3, &message(2, 9, 1));
+        tell(4, &message(2, 3, 1));
+        heard(5, &message(2, 6, 1));
+        let mut bytes = [0; 24];
+        driver.ram.read(BUFFER + 64 * 4, &mut bytes).unwrap();
+        assert_eq!(bytes, *[&message(2, 7, 1)[..], b"org.example.wire"].concat());
+        assert_eq!(driver.used_index(6), 0);
+        tell(5, &message(2, 6, 1));
+        assert_eq!(driver.used(6, 1), 5);
+        // Fewer bytes than a message has.
+        driver.descriptor_of(3, 6, BUFFER, 7, 0, 0);
+        driver.offer_next(3, 6);
+        driver.breaks();
     }
 
     #[test]
     fn input_waits_for_buffers_and_fills_them_in_order() {
         let (console, _reader) = console();
         let driver = Driver::ready(console.clone(), 0);
-        console.send(b"hello");
+        console.ports[0].send(b"hello");
         driver.descriptor_of(0, 0, BUFFER, 3, WRITE, 0);
         driver.descriptor_of(0, 1, BUFFER + 3, 3, WRITE, 0);
         driver.offer_next(0, 0);

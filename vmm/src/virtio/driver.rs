@@ -15,6 +15,7 @@ use virtio_bindings::virtio_mmio::{
 use super::mmio::Transport;
 use super::{Device, Doorbells, Event};
 use crate::bus::{Action, Device as _};
+use crate::config::{Backend, MemorySource, Pages};
 use crate::control::Line;
 use crate::memory::GuestRam;
 
@@ -53,7 +54,10 @@ pub struct Driver {
 
 impl Driver {
     pub fn new(device: Arc<dyn Device>) -> Self {
-        let ram = Arc::new(GuestRam::new(RAM, None).unwrap());
+        // Some devices are served by who maps it, too.
+        let source = MemorySource::Memfd { pages: Pages::Usual, seal: true };
+        let backend = Backend { source, share: true, ..Backend::default() };
+        let ram = Arc::new(GuestRam::on(&backend, RAM, None).unwrap());
         let interrupts = Arc::new(AtomicU32::new(0));
         let count = interrupts.clone();
         let line: Line = Arc::new(move || {

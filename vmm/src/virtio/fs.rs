@@ -1,26 +1,22 @@
 //! The file system device (section 5.11), served by another process: virtiofsd.
 //!
-//! This program gives that process the guest's memory, where the queues are, and an event
-//! descriptor for each direction (QEMU, docs/interop/vhost-user.rst); requests never come by here.
+//! Requests go from the guest to that process and never come by here ([`vhost_user`]).
 //! While it lives, we look after which of them it has not answered. When it is gone, they are
 //! answered here, all with an I/O error, so that nobody in the guest waits for ever.
 
-mod daemon;
 mod pending;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::event::epoll::EventFlags;
+use rustix::fd::{AsFd, BorrowedFd};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
-use self::daemon::Daemon;
-pub use self::daemon::Error;
 use self::pending::Pending;
-use super::{Broken, Device, Event, Interrupt, Ring, Server, Wake, Work};
+use super::vhost_user::{Daemon, Error, Happened, Program, Wires};
+use super::{Broken, Device, Interrupt, Ring, Server, Wake, Work};
 use crate::config;
 use crate::console;
 
@@ -29,10 +25,18 @@ const TAG_SIZE: usize = 36;
 /// The high-priority queue, and one for requests.
 const QUEUES: [usize; 2] = [0, 1];
 
+/// Who serves folders.
+const VIRTIOFSD: Program = Program {
+    name: "virtiofsd",
+    option: "--socket-path",
+    protocol: VhostUserProtocolFeatures::empty(),
+};
+
 /// The device.
 pub struct Fs {
     config: [u8; TAG_SIZE + 4],
     queue_size: u16,
+    lacks: u64,
     shared: Arc<Shared>,
 }
 
@@ -56,10 +60,11 @@ impl Fs {
         let (tag, queues) = config.split_at_mut(TAG_SIZE);
         tag.iter_mut().zip(source.tag.bytes()).for_each(|(to, from)| *to = from);
         queues.copy_from_slice(&1_u32.to_le_bytes());
-        let daemon = Mutex::new(Some(Daemon::connect(&source.socket)?));
+        let daemon = Daemon::connect(&VIRTIOFSD, &source.socket)?;
+        let lacks = daemon.lacks();
         let name = format!("vhost-user-fs-device '{}'", source.tag);
-        let shared = Shared { name, daemon, source: source.clone() };
-        Ok(Self { config, queue_size: source.queue_size, shared: Arc::new(shared) })
+        let shared = Shared { name, daemon: Mutex::new(Some(daemon)), source: source.clone() };
+        Ok(Self { config, queue_size: source.queue_size, lacks, shared: Arc::new(shared) })
     }
 }
 
@@ -70,6 +75,10 @@ impl Device for Fs {
 
     fn id(&self) -> u32 {
         VIRTIO_ID_FS
+    }
+
+    fn lacks(&self) -> u64 {
+        self.lacks
     }
 
     fn queues(&self) -> Vec<u16> {
@@ -86,20 +95,13 @@ impl Device for Fs {
         let bridge = Bridge {
             shared: self.shared.clone(),
             features,
-            call: Event::new()?,
             interrupt: interrupt.clone(),
-            sources: epoll::create(CreateFlags::CLOEXEC)?,
+            wires: Wires::new()?,
             state: State::New,
         };
-        epoll::add(&bridge.sources, bridge.call.as_fd(), EventData::new_u64(CALL), EDGE)?;
         Ok(vec![Work { queues: QUEUES.into(), server: Box::new(bridge) }])
     }
 }
-
-const CALL: u64 = 0;
-const HANG_UP: u64 = 1;
-const KICK: u64 = 2;
-const EDGE: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
 /// Who serves the queues.
 enum State {
@@ -115,16 +117,14 @@ enum State {
 struct Bridge {
     shared: Arc<Shared>,
     features: u64,
-    call: Event,
     interrupt: Arc<Interrupt>,
-    // The call, the daemon's connection, and later the kicks: a server has one source.
-    sources: OwnedFd,
+    wires: Wires,
     state: State,
 }
 
 impl Server for Bridge {
     fn source(&self) -> Option<(BorrowedFd<'_>, EventFlags)> {
-        Some((self.sources.as_fd(), EDGE))
+        Some(self.wires.source())
     }
 
     fn takes_notifications(&self) -> bool {
@@ -132,7 +132,7 @@ impl Server for Bridge {
     }
 
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
-        let (called, hung_up) = self.what_happened().map_err(|e| Broken::Host(e.to_string()))?;
+        let Happened { called, hung_up } = self.wires.happened()?;
         match &mut self.state {
             State::New => return self.begin(rings, wake),
             State::Daemon(pending) => {
@@ -158,15 +158,6 @@ impl Server for Bridge {
 }
 
 impl Bridge {
-    /// Whether the daemon used buffers, and whether it is gone.
-    fn what_happened(&self) -> rustix::io::Result<(bool, bool)> {
-        let mut events = Vec::with_capacity(4);
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        epoll::wait(&self.sources, spare_capacity(&mut events), Some(&at_once))?;
-        let has = |what| events.iter().any(|event: &epoll::Event| event.data.u64() == what);
-        Ok((has(CALL), has(HANG_UP)))
-    }
-
     /// Has the daemon work. One that is gone since may have been started anew.
     fn begin(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
         let shared = self.shared.clone();
@@ -192,13 +183,11 @@ impl Bridge {
         wake: &Wake<'_>,
     ) -> Result<(), Error> {
         if slot.as_ref().is_none_or(Daemon::is_gone) {
-            *slot = Some(Daemon::connect(&self.shared.source.socket)?);
+            *slot = Some(Daemon::connect(&VIRTIOFSD, &self.shared.source.socket)?);
         }
         let Some(daemon) = slot else { return Ok(()) };
-        daemon.run(self.features, rings, &self.call, wake.ram)?;
-        let connection = (daemon.connection(), EventData::new_u64(HANG_UP));
-        epoll::add(&self.sources, connection.0, connection.1, EventFlags::RDHUP)
-            .map_err(|errno| Error::Talk(self.shared.source.socket.clone(), errno.to_string()))?;
+        daemon.run(self.features, rings, self.wires.call(), wake.ram)?;
+        self.wires.watch(daemon)?;
         self.state = State::Daemon(rings.iter().map(|_| Pending::default()).collect());
         // What the driver said before is lost on a daemon that did not run yet.
         rings.iter().for_each(|ring| ring.kick().happen());
@@ -214,7 +203,7 @@ impl Bridge {
             source.socket.display()
         ));
         if let Some(daemon) = self.shared.lock().take() {
-            let _ = epoll::delete(&self.sources, daemon.connection());
+            self.wires.forget(&daemon);
         }
         // What it used last, it may not have told.
         self.interrupt.used();
@@ -229,8 +218,7 @@ impl Bridge {
     fn refuse_from_now_on(&mut self, rings: &[Ring]) -> Result<(), Broken> {
         self.state = State::Gone;
         for ring in rings {
-            epoll::add(&self.sources, ring.kick().as_fd(), EventData::new_u64(KICK), EDGE)
-                .map_err(|errno| Broken::Thread(errno.into()))?;
+            self.wires.add(ring.kick().as_fd()).map_err(Broken::Thread)?;
         }
         Ok(())
     }

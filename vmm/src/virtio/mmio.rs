@@ -27,6 +27,9 @@ use crate::bus::{self, Action};
 use crate::control::Line;
 use crate::memory::GuestRam;
 
+/// What the transport has of itself.
+pub const FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 /// "virt".
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -135,10 +138,7 @@ impl Transport {
     }
 
     fn features(&self) -> u64 {
-        self.device.features()
-            | 1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_RING_F_EVENT_IDX
+        self.device.features() | FEATURES & !self.device.lacks()
     }
 
     fn read_register(&self, register: u32) -> u32 {

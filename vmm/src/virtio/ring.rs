@@ -74,6 +74,13 @@ impl Ring {
         self.queue.set_next_used(used);
     }
 
+    /// The index up to which chains were given back, whoever did so.
+    pub fn used_index(&self, memory: &GuestMemoryMmap) -> Result<u16, Broken> {
+        let at = GuestAddress(self.queue.used_ring() + 2);
+        let index = memory.load(at, Ordering::Acquire).map(u16::from_le);
+        index.map_err(|source| self.out_of_reach(source))
+    }
+
     fn ring_error(&self, source: virtio_queue::Error) -> Broken {
         Broken::Ring { queue: self.number, source }
     }

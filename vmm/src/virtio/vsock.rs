@@ -1,7 +1,10 @@
 //! The socket device (section 5.10), served by the host's kernel.
 //!
 //! This program sets vhost-vsock up, and passes its interrupts on. Guest and host reach each other
-//! by AF_VSOCK, the guest as its context identifier, the host as 2.
+//! by AF_VSOCK, the guest as its context identifier, the host as 2. [`user`] is the same device by
+//! another process.
+
+pub mod user;
 
 use std::io;
 use std::sync::Arc;

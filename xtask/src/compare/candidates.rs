@@ -20,6 +20,8 @@ pub struct Candidate {
     pub staying: Vec<String>,
     /// Whether it has a machine that can be watched by KVM's trace points.
     pub is_machine: bool,
+    /// Whether it wants its console to be a terminal.
+    pub wants_terminal: bool,
     /// What it needs beside libraries.
     pub files: Vec<PathBuf>,
 }
@@ -45,6 +47,8 @@ pub const STAY: &str = " stay";
 /// The machine, in the words that microvm and QEMU share.
 const MACHINE: &str = "-enable-kvm -cpu host -m 128M -smp 1 -nodefaults -no-user-config -nographic \
                        -serial stdio -no-reboot";
+/// QEMU's microvm with KVM's interrupt chips, which ours has by default.
+const IRQCHIP: &str = "microvm,kernel-irqchip=on";
 /// QEMU's microvm without all that a Linux can do without.
 const LEAN: &str = "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off";
 /// Ours, with bzImages unpacked once.
@@ -117,7 +121,9 @@ fn qemu(guest: Guest<'_>) -> Result<Vec<Candidate>> {
     let mut bioses = vec![
         ("QEMU microvm, our BIOS", "microvm", workspace::product(build::BIOS)?),
         ("QEMU microvm, qboot", "microvm", qboot.clone()),
+        ("QEMU microvm, irqchip on, qboot", IRQCHIP, qboot.clone()),
         ("QEMU lean microvm, qboot", LEAN, qboot),
+        ("QEMU lean microvm, our BIOS", LEAN, workspace::product(build::BIOS)?),
     ];
     // SeaBIOS on a microvm with ACPI does not get an ELF kernel to run.
     if guest.form == "bzImage" {
@@ -161,6 +167,7 @@ fn like_qemu(
         command: ending(APPEND.into()),
         staying: ending(format!("{APPEND}{STAY}")),
         is_machine: true,
+        wants_terminal: false,
         files: files.map(PathBuf::from).collect(),
     }
 }
@@ -177,6 +184,7 @@ fn container() -> Result<Candidate> {
         command: command(&["brief"]),
         staying: command(&["brief", "stay"]),
         is_machine: false,
+        wants_terminal: false,
         files: vec![init, apt::tool("unshare", "util-linux")?],
     })
 }
@@ -189,6 +197,7 @@ pub fn to_json(candidates: &[Candidate]) -> Value {
             "command": candidate.command,
             "staying": candidate.staying,
             "is_machine": candidate.is_machine,
+            "wants_terminal": candidate.wants_terminal,
         })
     };
     candidates.iter().map(one).collect()
@@ -204,6 +213,7 @@ pub fn from_json(plan: &Value) -> Option<Vec<Candidate>> {
             command: words(&value["command"])?,
             staying: words(&value["staying"])?,
             is_machine: value["is_machine"].as_bool()?,
+            wants_terminal: value["wants_terminal"].as_bool()?,
             files: Vec::new(),
         })
     };

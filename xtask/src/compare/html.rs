@@ -19,7 +19,7 @@ svg { width: 100%; height: auto; } .a { fill: #d95f02; } .b { fill: #7570b3; } .
 /// The parts of a bar: class, and what it is.
 const PARTS: [(&str, &str); 4] = [
     ("a", "VMM, to the guest's first instruction"),
-    ("b", "firmware, to the kernel's first exit"),
+    ("b", "firmware, to the kernel's entry or first exit"),
     ("c", "kernel, to init's first byte"),
     ("d", "to the end of the process"),
 ];

@@ -19,23 +19,27 @@ use super::tracer::{self, Event, Tracer};
 const INIT_LINE: &str = "~guest-init";
 /// Where a candidate's complaints go, in the lab.
 const ERRORS: &str = "/tmp/candidate-errors";
-/// How long a guest may take to that line, and from there to its end.
+/// How long a guest may take to that line.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// And from there to its end: the slowest take a twentieth of that, and a VMM that starts its guest
+/// again never ends.
+const PATIENCE_AT_END: Duration = Duration::from_secs(1);
 
 /// What is known of a candidate; times in nanoseconds from just before its process was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Its name.
     pub name: String,
-    /// The first entry into the guest, the first exit of the kernel's, init's port, the end.
+    /// KVM's first entry into the guest.
     pub first_run: Option<u64>,
-    /// The first exit from the kernel's addresses: its first instruction touches new memory.
+    /// Its first entry to the kernel's addresses, when that is where the guest begins, or its first
+    /// exit from them: the kernel's first instruction touches new memory.
     pub kernel: Option<u64>,
     /// Init's first byte on the console.
     pub init: Option<u64>,
     /// The process has ended.
     pub end: Option<u64>,
-    /// KVM's exits, to the end.
+    /// KVM's exits, to the end; none are known of a VMM that does not end with its guest.
     pub exits: Option<u64>,
     /// Those to user space.
     pub to_user: Option<u64>,
@@ -51,10 +55,13 @@ pub struct Observed {
     pub program: Option<u64>,
     /// Shared libraries that are mapped.
     pub libraries: Option<u64>,
+    /// Why there are no figures.
+    pub failure: Option<String>,
 }
 
 /// Observes a candidate in four starts: to warm up, for the moments, for the counts, for memory.
-pub fn candidate(candidate: &Candidate) -> Result<Observed> {
+/// What fails is a row too: the others' figures are not lost.
+pub fn candidate(candidate: &Candidate) -> Observed {
     let name = &candidate.name;
     eprintln!("compare: {name}");
     let observe = || -> Result<Observed> {
@@ -65,7 +72,11 @@ pub fn candidate(candidate: &Candidate) -> Result<Observed> {
         memory(candidate, &mut observed)?;
         Ok(observed)
     };
-    observe().with_context(|| name.clone())
+    observe().unwrap_or_else(|error| Observed {
+        name: name.clone(),
+        failure: Some(format!("{error:#}")),
+        ..Observed::default()
+    })
 }
 
 fn moments(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
@@ -95,7 +106,9 @@ fn moments(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
 
 fn counts(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
     let tracer = Tracer::counts()?;
-    run(candidate)?;
+    if run(candidate)?.end.is_none() {
+        return Ok(());
+    }
     let events = tracer.events()?;
     let here = std::process::id();
     let count = |name: &str| {
@@ -109,7 +122,7 @@ fn counts(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
 }
 
 fn memory(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
-    let mut child = spawn(&candidate.staying)?;
+    let mut child = spawn(&candidate.staying, candidate.wants_terminal)?;
     let mut console = Vec::new();
     let seen = read_console(&mut child, &mut console, Some(INIT_LINE));
     // Whatever the console still has to say, and whatever it takes.
@@ -200,13 +213,12 @@ fn parse_peaks(text: &str) -> u64 {
     peaks.filter_map(|peak| peak.trim().parse::<u64>().ok()).sum()
 }
 
-fn spawn(command: &[String]) -> Result<Child> {
+fn spawn(command: &[String], wants_terminal: bool) -> Result<Child> {
     let (program, arguments) = command.split_first().context("no program")?;
     let mut command = Command::new(program);
     let errors = fs::File::create(ERRORS).with_context(|| format!("making {ERRORS}"))?;
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
-    if program.ends_with("/alioth") {
-        // It wants its console to be a terminal.
+    if wants_terminal {
         command.stdin(terminal().context("making a terminal")?);
     }
     command.spawn().with_context(|| format!("starting {program}"))
@@ -233,7 +245,7 @@ struct Run {
 /// Runs a candidate to its end.
 fn run(candidate: &Candidate) -> Result<Run> {
     let start = now();
-    let mut child = spawn(&candidate.command)?;
+    let mut child = spawn(&candidate.command, candidate.wants_terminal)?;
     let mut console = Vec::new();
     let first = read_console(&mut child, &mut console, Some(INIT_LINE))?;
     let line = now();
@@ -259,14 +271,15 @@ enum Stop {
     Found,
     /// Nobody will write any more.
     End,
-    /// [`PATIENCE`] is over.
+    /// Patience is over.
     Silence,
 }
 
 /// Reads what a candidate prints until `text` is there, or to the end.
 fn read_console(child: &mut Child, console: &mut Vec<u8>, text: Option<&str>) -> Result<Stop> {
     let output = child.stdout.as_mut().context("its console")?;
-    let deadline = Instant::now() + PATIENCE;
+    let patience = if text.is_some() { PATIENCE } else { PATIENCE_AT_END };
+    let deadline = Instant::now() + patience;
     let mut chunk = [0; 4096];
     loop {
         if text.is_some_and(|text| String::from_utf8_lossy(console).contains(text)) {
@@ -317,6 +330,9 @@ pub fn to_json(rows: &[Observed]) -> Value {
         for (name, field) in FIELDS {
             object[name] = (*field(&mut row)).into();
         }
+        if let Some(failure) = row.failure {
+            object["failure"] = failure.into();
+        }
         object
     };
     rows.iter().map(one).collect()
@@ -326,7 +342,8 @@ pub fn to_json(rows: &[Observed]) -> Value {
 pub fn from_json(report: &Value) -> Option<Vec<Observed>> {
     let one = |value: &Value| {
         let name = value["name"].as_str()?.to_owned();
-        let mut row = Observed { name, ..Observed::default() };
+        let failure = value["failure"].as_str().map(str::to_owned);
+        let mut row = Observed { name, failure, ..Observed::default() };
         for (name, field) in FIELDS {
             *field(&mut row) = value[name].as_u64();
         }
@@ -343,6 +360,7 @@ mod tests {
     fn a_report_comes_back_as_it_was_written() {
         let mut row = Observed { name: "x".into(), init: Some(7), ..Observed::default() };
         row.libraries = Some(0);
+        row.failure = Some("it would not".into());
         assert_eq!(from_json(&to_json(&[row.clone()])), Some(vec![row]));
         assert_eq!(from_json(&json!([{}])), None);
     }

@@ -1,6 +1,7 @@
 //! VMMs of others, if their binaries are named.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -39,7 +40,11 @@ impl Peer {
             _ => bail!("--peer {name}: not known; NAME is {KINDS}"),
         };
         let program =
-            fs::canonicalize(path).with_context(|| format!("--peer {name}: finding {path}"))?;
+            fs::canonicalize(path).with_context(|| format!("--peer {name}: finding '{path}'"))?;
+        let file = fs::metadata(&program).with_context(|| format!("--peer {name}={path}"))?;
+        if !file.is_file() || file.permissions().mode() & 0o111 == 0 {
+            bail!("--peer {name}={path}: not a program: give an executable file");
+        }
         Ok(Self { kind, program })
     }
 
@@ -53,7 +58,9 @@ impl Peer {
         let command = self.command(guest, APPEND, "brief", &mut files)?;
         let staying = self.command(guest, &format!("{APPEND}{STAY}"), "stay", &mut files)?;
         let name = format!("{}, {}", self.name(), guest.form);
-        Ok(Some(Candidate { name, command, staying, is_machine: true, files }))
+        // It wants its console to be a terminal.
+        let wants_terminal = self.kind == Kind::Alioth;
+        Ok(Some(Candidate { name, command, staying, is_machine: true, wants_terminal, files }))
     }
 
     const fn name(&self) -> &'static str {
@@ -82,33 +89,31 @@ impl Peer {
                 vec!["--no-api".into(), "--config-file".into(), config]
             }
             Kind::CloudHypervisor => words(
-                &format!(
-                    "--kernel {kernel} --initramfs {initrd} --memory size=128M --cpus boot=1 \
-                          --serial tty --console off --cmdline"
-                ),
+                &["--kernel", &kernel, "--initramfs", &initrd],
+                "--memory size=128M --cpus boot=1 --serial tty --console off --cmdline",
                 append,
             ),
             Kind::Kvmtool => words(
-                &format!(
-                    "run --name {order} --kernel {kernel} --initrd {initrd} --mem 128 --cpus 1 \
-                          --console serial --params"
-                ),
+                &["run", "--name", order, "--kernel", &kernel, "--initrd", &initrd],
+                "--mem 128 --cpus 1 --console serial --params",
                 append,
             ),
             Kind::Alioth => {
                 let option = if guest.form == "vmlinux" { "--pvh" } else { "--kernel" };
-                let memory = "--memory size=128M,thp=true --cpu count=1";
-                let line =
-                    format!("boot {option} {kernel} --initramfs {initrd} {memory} --cmdline");
-                words(&line, append)
+                words(
+                    &["boot", option, &kernel, "--initramfs", &initrd],
+                    "--memory size=128M,thp=true --cpu count=1 --cmdline",
+                    append,
+                )
             }
         };
         Ok([program].into_iter().chain(words).collect())
     }
 }
 
-fn words(text: &str, last: &str) -> Vec<String> {
-    text.split_whitespace().chain([last]).map(str::to_owned).collect()
+fn words(first: &[&str], rest: &str, last: &str) -> Vec<String> {
+    let words = first.iter().copied().chain(rest.split_whitespace()).chain([last]);
+    words.map(str::to_owned).collect()
 }
 
 fn firecracker_config(guest: Guest<'_>, append: &str, order: &str) -> Result<PathBuf> {
@@ -132,9 +137,10 @@ mod tests {
     #[test]
     fn a_peer_is_a_known_name_and_a_file_that_is_there() {
         let parse = |text: &str| Peer::parse(text).map_err(|error| error.to_string());
-        assert_eq!(parse("kvmtool=/dev/null").unwrap().program, Path::new("/dev/null"));
+        assert_eq!(parse("kvmtool=/proc/self/exe").unwrap().kind, Kind::Kvmtool);
         assert!(parse("qemu=/dev/null").unwrap_err().contains(KINDS));
-        assert!(parse("kvmtool=/nowhere").unwrap_err().contains("finding /nowhere"));
+        assert!(parse("kvmtool=/nowhere").unwrap_err().contains("finding '/nowhere'"));
+        assert!(parse("kvmtool=/dev/null").unwrap_err().contains("executable file"));
         assert!(parse("kvmtool").unwrap_err().contains("NAME=PATH"));
     }
 
@@ -142,16 +148,16 @@ mod tests {
     fn a_peer_s_command_has_the_same_guest() {
         let guest = Guest { form: "bzImage", kernel: Path::new("/k"), initrd: Path::new("/i") };
         for kind in ["kvmtool", "cloud-hypervisor"] {
-            let peer = Peer::parse(&format!("{kind}=/dev/null")).unwrap();
+            let peer = Peer::parse(&format!("{kind}=/proc/self/exe")).unwrap();
             let candidate = peer.candidate(guest).unwrap().unwrap();
             assert_eq!(candidate.command.last().unwrap(), APPEND);
             assert!(candidate.staying.last().unwrap().ends_with("brief stay"));
             assert!(["/k", "/i"].iter().all(|file| candidate.command.contains(&(*file).into())));
         }
         let elf = Guest { form: "vmlinux", ..guest };
-        let kvmtool = Peer::parse("kvmtool=/dev/null").unwrap();
+        let kvmtool = Peer::parse("kvmtool=/proc/self/exe").unwrap();
         assert_eq!(kvmtool.candidate(elf).unwrap(), None);
-        let alioth = Peer::parse("alioth=/dev/null").unwrap().candidate(elf).unwrap().unwrap();
+        let alioth = Peer::parse("alioth=/proc/self/exe").unwrap().candidate(elf).unwrap().unwrap();
         assert!(alioth.command.windows(2).any(|pair| pair == ["--pvh", "/k"]));
     }
 }

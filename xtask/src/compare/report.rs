@@ -38,14 +38,16 @@ impl Report {
             size(&kernel.bzimage)
         );
         let initrd = workspace::product(build::INITRAMFS)?;
+        let host = fetch::kernel()?;
         let conditions = vec![
             ("clock", CLOCK.to_owned()),
-            ("machine", "TCG of QEMU, one processor with SVM".to_owned()),
-            ("host kernel", format!("Linux {}", fetch::kernel()?.release)),
+            ("machine", MACHINE.to_owned()),
+            ("host kernel", format!("Linux {}, {}", host.release, huge_pages(&host)?)),
             ("guest", guest),
             ("initramfs", format!("{} bytes, one static program", size(&initrd))),
-            ("microvm", first_line(&microvm)?),
+            ("microvm", format!("{}, commit {}", first_line(&microvm)?, commit())),
             ("QEMU", first_line(qemu)?),
+            ("packages", PACKAGES.map(package).join(", ")),
         ];
         let root = format!("{}/", workspace::root().display());
         let command = |candidate: &Candidate| quote(&candidate.command).replace(&root, "");
@@ -66,7 +68,38 @@ impl Report {
 
 /// What the times are.
 const CLOCK: &str = "virtual: one millisecond is a million instructions of VMM, host kernel \
-                     and guest together, counted by QEMU (-icount); no hardware time";
+                     and guest together, or a sleep of that length, counted by QEMU (-icount \
+                     shift=0,sleep=off); no hardware time";
+/// Where the lab's kernel says how it treats huge pages when it is not told.
+const HUGE_PAGES: &str = "CONFIG_TRANSPARENT_HUGEPAGE_";
+/// Packages whose files take part.
+const PACKAGES: [&str; 2] = ["qemu-system-data", "seabios"];
+
+/// Where all of it runs.
+const MACHINE: &str = "q35 of QEMU's emulator (TCG), one processor (EPYC with SVM and NPT), 2 GiB";
+
+/// Whether the lab's kernel gives huge pages to all, or to who asks.
+fn huge_pages(kernel: &fetch::Kernel) -> Result<String> {
+    let path = kernel.vmlinuz.with_file_name(format!("config-{}", kernel.release));
+    let config = std::fs::read_to_string(&path);
+    let config = config.with_context(|| format!("reading {}", path.display()))?;
+    let lines = config.lines().filter(|line| line.starts_with(HUGE_PAGES) && line.ends_with("=y"));
+    Ok(lines.collect::<Vec<_>>().join(", "))
+}
+
+/// What this tree is, as far as git knows.
+fn commit() -> String {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--dirty"]).current_dir(workspace::root());
+    process::output(&mut git).map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+}
+
+/// The version of a package that is installed.
+fn package(name: &str) -> String {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat", "${Package} ${Version}", name]);
+    process::output(&mut query).unwrap_or_else(|_| format!("{name} (version unknown)"))
+}
 
 /// A program's word on its version.
 fn first_line(program: &Path) -> Result<String> {

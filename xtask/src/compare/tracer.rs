@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Where a kernel runs that was just entered: above what BIOSes use, below where SeaBIOS moves
 /// itself in 128 MiB.
@@ -88,6 +88,9 @@ impl Tracer {
     pub fn events(&self) -> Result<Vec<Event>> {
         self.set("tracing_on", "0")?;
         let text = fs::read_to_string(self.root.join("trace")).context("reading the trace")?;
+        if text.lines().any(is_overrun) {
+            bail!("more happened than the trace holds: its counts would be wrong");
+        }
         Ok(text.lines().filter_map(parse).collect())
     }
 
@@ -98,8 +101,7 @@ impl Tracer {
 }
 
 impl Drop for Tracer {
-    /// Leaves the trace as it is in a system that was just started. What fails here fails the next
-    /// tracer, aloud.
+    /// Nothing is traced any more. What fails here fails the next tracer, aloud.
     fn drop(&mut self) {
         for switch in SWITCHES {
             let _ =
@@ -111,6 +113,13 @@ impl Drop for Tracer {
         }
         let _ = self.set("set_event_pid", "");
     }
+}
+
+/// `# entries-in-buffer/entries-written: KEPT/WRITTEN   #P:1`: fewer are kept than were written.
+fn is_overrun(line: &str) -> bool {
+    let counts = line.strip_prefix("# entries-in-buffer/entries-written: ");
+    let counts = counts.and_then(|counts| counts.split_whitespace().next()?.split_once('/'));
+    counts.is_some_and(|(kept, written)| kept != written)
 }
 
 /// `  name-THREAD  [cpu] flags  SECONDS.MICROSECONDS: event: ...`
@@ -141,6 +150,8 @@ mod tests {
         assert_eq!(parse(line).map(|event| event.thread), None);
         for other in ["# tracer: nop", "", "# entries-in-buffer/entries-written: 5/5   #P:1"] {
             assert_eq!(parse(other), None, "{other}");
+            assert!(!is_overrun(other), "{other}");
         }
+        assert!(is_overrun("# entries-in-buffer/entries-written: 5/7   #P:1"));
     }
 }

@@ -5,6 +5,8 @@ use std::fs;
 
 use anyhow::{Context, Result, bail};
 
+/// Memory that others may take meanwhile: a hundred guests would leave more.
+const GONE_MAX_KIB: u64 = 128 << 10;
 /// Milliseconds of a clock tick: USER_HZ is 100 on every architecture with KVM.
 const TICK_MS: u64 = 10;
 
@@ -94,10 +96,12 @@ impl System {
                 leaks.push(format!("{name}: {} more, {limit} at the most", after - before));
             }
         }
-        println!(
-            "  {:24}{:>10}{:>10}",
-            "available memory, KiB", before.available_kib, self.available_kib
-        );
+        let (had, has) = (before.available_kib, self.available_kib);
+        println!("  {:24}{had:>10}{has:>10}", "available memory, KiB");
+        let gone = had.saturating_sub(has);
+        if gone > GONE_MAX_KIB {
+            leaks.push(format!("available memory: {gone} KiB less, {GONE_MAX_KIB} at the most"));
+        }
         if leaks.is_empty() {
             return Ok(());
         }

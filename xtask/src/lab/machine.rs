@@ -1,11 +1,13 @@
 //! The lab's machine: one QEMU process, and what comes out of its serial ports.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,8 +15,8 @@ use anyhow::{Context, Result, bail};
 use guest::lab as contract;
 use rustix::io::FdFlags;
 
-use super::clock::{Standstill, Watch};
-use super::{LabRun, Outcome};
+use super::LabRun;
+use super::clock::{Progress, Reason, Watch};
 use crate::workspace;
 
 /// Kernel messages keep to the third port. The rest takes away what differs between runs:
@@ -28,6 +30,8 @@ pub enum Stdout {
     Pass,
     /// It is kept for the caller.
     Keep,
+    /// Both.
+    Tee,
 }
 
 /// What the machine is started from.
@@ -39,15 +43,47 @@ pub struct Machine {
     pub console: PathBuf,
 }
 
+/// How a machine ended.
+pub struct Ended {
+    /// The command's exit status, 128 + the signal when it was killed; or why, and where, the
+    /// machine was given up before.
+    pub status: Result<i32, GivenUp>,
+    /// The command's standard output until then, when that is kept.
+    pub stdout: Vec<u8>,
+}
+
+/// A machine was ended before its command was.
+#[derive(Debug)]
+pub struct GivenUp {
+    pub reason: Reason,
+    /// Where its processor was, if QEMU could still tell.
+    place: Option<String>,
+    /// What its kernel said.
+    console: String,
+}
+
+impl std::error::Error for GivenUp {}
+
+impl fmt::Display for GivenUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, place, console } = self;
+        write!(f, "{reason}")?;
+        if let Some(place) = place {
+            write!(f, ", at {place}")?;
+        }
+        write!(f, "; what its kernel said is in {console}")
+    }
+}
+
 impl Machine {
-    /// Runs the machine until it powers off, or until its time is over.
-    pub fn run(&self, lab_run: &LabRun, stdout: Stdout) -> Result<Outcome> {
+    /// Runs the machine until it powers off, or is given up.
+    pub fn run(&self, lab_run: &LabRun, stdout: Stdout) -> Result<Ended> {
         let log_path = self.console.with_file_name("qemu.log");
         let log = File::create(&log_path).context("making QEMU's log")?;
         let console_log = File::create(&self.console).context("making the console's log")?;
         let (errors, errors_in) = inherited_pipe()?;
         let (console, console_in) = inherited_pipe()?;
-        let (watch, watch_in) = Watch::new()?;
+        let (mut watch, watch_in) = Watch::new()?;
         let input = Input::of(lab_run);
 
         let mut qemu = self.command(lab_run, errors_in.as_raw_fd(), console_in.as_raw_fd());
@@ -59,17 +95,22 @@ impl Machine {
         drop((errors_in, console_in, watch_in));
 
         let (ready, when_ready) = mpsc::sync_channel(1);
+        let heard = Arc::new(AtomicU64::new(0));
+        let counted = heard.clone();
         let errors = thread::spawn(move || {
             let mut errors = errors;
-            copy(&mut errors, &mut io::stderr())
+            copy(&mut errors, &mut io::stderr(), &counted)
         });
         let console = thread::spawn(move || keep_console(console, console_log, &ready));
         if let Some(wire) = child.stdin.take() {
             // Not joined: it may wait for input that nobody reads any more.
             thread::spawn(move || send_input(wire, &when_ready));
         }
-        let output = collect(&mut child, stdout)?;
-        let end = wait(&output.ended, lab_run, watch);
+        let output = collect(&mut child, stdout, &heard)?;
+        let qemu = child.id();
+        let is_still = || if lab_run.icount { watch.is_still() } else { watch.is_idle(qemu) };
+        let end = wait(&output.ended, lab_run, is_still, &heard);
+        let end = end.map_err(|reason| self.given_up(reason, watch.place()));
         if end.is_err() {
             child.kill().context("ending QEMU")?;
         }
@@ -78,22 +119,29 @@ impl Machine {
         join(errors)?;
         let said = join(console)?;
 
-        let console = workspace::shown(&self.console);
-        end.with_context(|| format!("what its kernel said is in {console}"))?;
+        if let Err(given_up) = end {
+            return Ok(Ended { status: Err(given_up), stdout });
+        }
         if !qemu_status.success() {
             let log = fs::read_to_string(&log_path).unwrap_or_default();
             let last = log.lines().last().unwrap_or("nothing");
             bail!("QEMU ended with {qemu_status}, saying: {last}");
         }
         match parse_status(&String::from_utf8_lossy(&said)) {
-            Some(Ok(status)) => Ok(Outcome { status, stdout }),
+            Some(Ok(status)) => Ok(Ended { status: Ok(status), stdout }),
             Some(Err(reason)) => bail!("the lab could not run the command: {reason}"),
-            None => bail!("the lab's Linux stopped before the command ended; see {console}"),
+            None => Ok(Ended { status: Err(self.given_up(Reason::Stopped, None)), stdout }),
         }
     }
 
+    fn given_up(&self, reason: Reason, place: Option<String>) -> GivenUp {
+        GivenUp { reason, place, console: workspace::shown(&self.console).to_string() }
+    }
+
     fn command(&self, lab_run: &LabRun, errors: RawFd, console: RawFd) -> Command {
-        let mut qemu = Command::new(&self.qemu);
+        // util-linux' setpriv: who ends us ends the machine.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "--"]).arg(&self.qemu);
         qemu.args(["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm,+npt", "-M", "q35"]);
         qemu.args(["-m", &format!("{}M", lab_run.memory_mib), "-smp", "1"]);
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -116,16 +164,27 @@ impl Machine {
     }
 }
 
-/// Waits for the machine's end; says why it does not come.
-fn wait(ended: &mpsc::Receiver<()>, lab_run: &LabRun, mut watch: Watch) -> Result<()> {
+/// Waits for the machine's end; says why it does not come. `heard` counts what the command prints.
+fn wait(
+    ended: &mpsc::Receiver<()>,
+    lab_run: &LabRun,
+    mut is_still: impl FnMut() -> bool,
+    heard: &AtomicU64,
+) -> Result<(), Reason> {
     let start = Instant::now();
+    let mut voice = Progress::new();
     while ended.recv_timeout(GLANCE) == Err(mpsc::RecvTimeoutError::Timeout) {
         if start.elapsed() > lab_run.timeout {
-            bail!("the lab took more than {} s", lab_run.timeout.as_secs());
+            return Err(Reason::Late(lab_run.timeout));
         }
-        // Where the host's clock is the lab's, deadlines in the lab come by themselves.
-        if lab_run.icount && watch.is_still() {
-            return Err(Standstill.into());
+        if is_still() {
+            return Err(Reason::StoodStill);
+        }
+        let heard = Some(heard.load(Ordering::Relaxed));
+        if let Some(silence) = lab_run.silence
+            && voice.is_still(heard, 1, silence, Instant::now())
+        {
+            return Err(Reason::Silent(silence));
         }
     }
     Ok(())
@@ -185,7 +244,7 @@ fn inherited_pipe() -> Result<(PipeReader, PipeWriter)> {
 fn send_input(mut wire: impl Write, when_ready: &mpsc::Receiver<()>) {
     if when_ready.recv().is_ok() {
         // It ends with our input, or when nobody takes it any more: both are no news.
-        let _ = copy(&mut io::stdin(), &mut wire);
+        let _ = copy(&mut io::stdin(), &mut wire, &AtomicU64::new(0));
     }
 }
 
@@ -225,14 +284,16 @@ struct Output {
     thread: thread::JoinHandle<io::Result<Vec<u8>>>,
 }
 
-fn collect(child: &mut Child, stdout: Stdout) -> Result<Output> {
+fn collect(child: &mut Child, stdout: Stdout, heard: &Arc<AtomicU64>) -> Result<Output> {
+    let heard = heard.clone();
     let mut pipe = child.stdout.take().context("QEMU has no output")?;
     let (sender, ended) = mpsc::sync_channel(1);
     let thread = thread::spawn(move || {
         let mut kept = Vec::new();
         let outcome = match stdout {
-            Stdout::Pass => copy(&mut pipe, &mut io::stdout()),
-            Stdout::Keep => pipe.read_to_end(&mut kept).map(drop),
+            Stdout::Pass => copy(&mut pipe, &mut io::stdout(), &heard),
+            Stdout::Keep => copy(&mut pipe, &mut kept, &heard),
+            Stdout::Tee => copy(&mut pipe, &mut Tee(&mut kept, io::stdout()), &heard),
         };
         // The receiver waits until the time is over, then does not care.
         let _ = sender.send(());
@@ -241,9 +302,23 @@ fn collect(child: &mut Child, stdout: Stdout) -> Result<Output> {
     Ok(Output { ended, thread })
 }
 
-/// Copies to the end, each piece at once. When the reader of our output has left, what remains
-/// is thrown away: QEMU must not wait for it.
-fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+/// Writes to both.
+struct Tee<'a, W>(&'a mut Vec<u8>, W);
+
+impl<W: Write> Write for Tee<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend(bytes);
+        self.1.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
+}
+
+/// Copies to the end, each piece at once, and adds its length to `count`. When the reader of our
+/// output has left, what remains is thrown away: QEMU must not wait for it.
+fn copy(from: &mut impl Read, to: &mut impl Write, count: &AtomicU64) -> io::Result<()> {
     let mut chunk = [0; 64 * 1024];
     let mut reader_left = false;
     loop {
@@ -254,6 +329,7 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
             Err(error) => return Err(error),
         };
         let piece = chunk.get(..length).unwrap_or_default();
+        count.fetch_add(length as u64, Ordering::Relaxed);
         if !reader_left {
             reader_left = to.write_all(piece).and_then(|()| to.flush()).is_err();
         }
@@ -298,7 +374,9 @@ mod tests {
     fn output_is_copied_byte_for_byte() {
         let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         let mut copied = Vec::new();
-        copy(&mut bytes.as_slice(), &mut copied).unwrap();
+        let count = AtomicU64::new(0);
+        copy(&mut bytes.as_slice(), &mut copied, &count).unwrap();
+        assert_eq!(count.into_inner(), 100_000);
         assert_eq!(copied, bytes);
     }
 
@@ -314,7 +392,7 @@ mod tests {
             }
         }
         let mut source = &[0; 200_000][..];
-        copy(&mut source, &mut Closed).unwrap();
+        copy(&mut source, &mut Closed, &AtomicU64::new(0)).unwrap();
         assert!(source.is_empty());
     }
 

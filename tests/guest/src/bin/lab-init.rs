@@ -13,10 +13,13 @@ use guest::console::{Mode, open_port};
 use guest::lab;
 use guest::mounts::mount_kernel;
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::mount::{mount_bind_recursive, mount_move};
+use rustix::process::{Pid, WaitOptions, WaitStatus, chdir, chroot};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use rustix::termios::tcdrain;
 
+/// Where the root is mounted.
+const ROOT: &str = "/.root";
 const NO_PARAMETERS: &CStr = c"";
 
 fn main() -> ExitCode {
@@ -47,7 +50,18 @@ fn mount_all() -> io::Result<()> {
     let _ = mount_kernel("debugfs", "/sys/kernel/debug");
     let _ = mount_kernel("tracefs", "/sys/kernel/tracing");
     // No tmpfs anywhere: the root is one, and a mount would hide what was carried.
-    Ok(())
+    leave_rootfs().map_err(|error| context(error, &["mounting a root below the kernel's"]))
+}
+
+/// Takes the kernel's first root, which no namespace can leave, from below: the same files, as a
+/// mount, like any machine's root.
+fn leave_rootfs() -> io::Result<()> {
+    fs::create_dir(ROOT)?;
+    mount_bind_recursive("/", ROOT)?;
+    chdir(ROOT)?;
+    mount_move(".", "/")?;
+    chroot(".")?;
+    Ok(chdir("/")?)
 }
 
 fn run(status_port: &mut impl Write) -> io::Result<i32> {

@@ -21,7 +21,7 @@ usage: guest-work send ADDRESS MIB SEED      sends to who listens there
                                              makes bytes zeroes; a disk may forget them or not
        guest-work ping HOST:PORT ROUNDS      sends a byte to who echoes there, and waits
        guest-work echo HOST:PORT             sends back what comes there
-An ADDRESS is tcp:HOST:PORT or vsock:CID:PORT.
+An ADDRESS is tcp:HOST:PORT, vsock:CID:PORT or, on the host, hybrid:PATH:PORT.
 ";
 
 fn main() -> ExitCode {

@@ -131,6 +131,26 @@ const LINES: &[(&str, Outcome)] = &[
         StopsAt("-device"),
     ),
     ("-M microvm -kernel k -device vhost-vsock-device,guest-cid=3", Taken),
+    (
+        "-M microvm -kernel k -chardev socket,id=c,reconnect=0,path=/v \
+         -device vhost-user-vsock-device,chardev=c",
+        Taken,
+    ),
+    (
+        "-M microvm -kernel k -object memory-backend-ram,id=mem,size=128M -numa node,memdev=mem \
+         -chardev socket,id=c,path=/v -device vhost-user-vsock-device,chardev=c",
+        StopsAt("-object mem"),
+    ),
+    ("-M microvm -kernel k -device vhost-user-vsock-device", StopsAt("-device")),
+    (
+        "-M microvm -kernel k -chardev pty,id=c -device vhost-user-vsock-device,chardev=c",
+        StopsAt("-device"),
+    ),
+    (
+        "-M microvm -kernel k -chardev socket,id=c,path=/v -device vhost-vsock-device,guest-cid=3 \
+         -device vhost-user-vsock-device,chardev=c",
+        StopsAt("-device"),
+    ),
     ("-M microvm -kernel k -device vhost-vsock-device,guest-cid=2", StopsAt("-device")),
     ("-M microvm -kernel k -device virtio-balloon-device,free-page-reporting=on", Taken),
     ("-M microvm -kernel k -netdev user,id=n,hostfwd=tcp::2222-:22", StopsAt("-netdev")),

@@ -21,13 +21,22 @@ const ERROR: i32 = -libc::EIO;
 /// The requests of a queue that are with the daemon.
 #[derive(Debug, Default)]
 pub struct Pending {
-    /// Where in the available ring each was, by the number of its chain.
-    positions: BTreeMap<u16, u16>,
+    /// Those that were seen, by the numbers of their chains.
+    seen: BTreeMap<u16, Seen>,
     /// What was looked at of each ring.
     available: u16,
     used: u16,
-    /// More was asked between two looks than the ring holds.
-    lost: bool,
+    /// Requests that were not seen, as more was asked between two looks than the ring holds.
+    unseen: u16,
+}
+
+/// A chain between two looks: its number may have been asked with and answered several times.
+#[derive(Debug)]
+struct Seen {
+    /// Where in the available ring it was the last time.
+    position: u16,
+    /// How often it was asked with and not answered.
+    count: u16,
 }
 
 impl Pending {
@@ -40,30 +49,51 @@ impl Pending {
         let used = index(queue.used_ring)?;
         let available = index(queue.avail_ring)?;
         let entry = |position: u16| u64::from(position % size.max(1));
-        self.lost |= available.wrapping_sub(self.available) > size;
-        self.lost |= used.wrapping_sub(self.used) > size;
-        while self.available != available && !self.lost {
+        let missed =
+            available.wrapping_sub(self.available) > size || used.wrapping_sub(self.used) > size;
+        if missed || used == available {
+            // When all is answered, what was missed before does not matter any more.
+            let unseen = available.wrapping_sub(used);
+            *self = Self { seen: BTreeMap::new(), available, used, unseen };
+            return Ok(());
+        }
+        while self.available != available {
             let at = queue.avail_ring + 4 + 2 * entry(self.available);
             let head = memory.load(GuestAddress(at), Ordering::Relaxed).map(u16::from_le)?;
-            self.positions.insert(head, self.available);
-            self.available = self.available.wrapping_add(1);
+            self.ask(head);
         }
-        while self.used != used && !self.lost {
+        while self.used != used {
             let at = queue.used_ring + 4 + 8 * entry(self.used);
             let head: u32 = memory.load(GuestAddress(at), Ordering::Relaxed).map(u32::from_le)?;
-            u16::try_from(head).ok().and_then(|head| self.positions.remove(&head));
-            self.used = self.used.wrapping_add(1);
+            self.answer(head);
         }
         Ok(())
     }
 
+    fn ask(&mut self, head: u16) {
+        let seen = self.seen.entry(head).or_insert(Seen { position: 0, count: 0 });
+        seen.position = self.available;
+        seen.count = seen.count.saturating_add(1);
+        self.available = self.available.wrapping_add(1);
+    }
+
+    fn answer(&mut self, head: u32) {
+        self.used = self.used.wrapping_add(1);
+        let head = u16::try_from(head).ok();
+        match head.and_then(|head| Some((head, self.seen.get_mut(&head)?))) {
+            Some((head, Seen { count: 1, .. })) => drop(self.seen.remove(&head)),
+            Some((_, seen)) => seen.count -= 1,
+            None => self.unseen = self.unseen.saturating_sub(1),
+        }
+    }
+
     /// Answers all of them with an error; the ring is ours from now on.
     pub fn refuse(self, ring: &mut Ring, wake: &Wake<'_>) -> Result<(), Broken> {
-        if self.lost {
+        if self.unseen > 0 {
             return Err(ring.broken("the daemon left requests that nobody knows"));
         }
         ring.seek(self.available, self.used);
-        for position in self.positions.into_values() {
+        for Seen { position, .. } in self.seen.into_values() {
             if self.available.wrapping_sub(position) > ring.size() {
                 return Err(
                     ring.broken("the daemon left a request that is not in the ring any more")
@@ -183,6 +213,53 @@ mod tests {
         offer(&ram, 3, 6);
         refuse_all(&mut ring, &wake).unwrap();
         assert_eq!((used(&ram), answer(&ram, 6)[8]), (4, 7));
+    }
+
+    /// The daemon's answer to the request of `head`.
+    fn give(ram: &GuestRam, position: u16, head: u16) {
+        let at = USED + 4 + 8 * u64::from(position % SIZE);
+        ram.write(at, &u32::from(head).to_le_bytes()).unwrap();
+        ram.write(USED + 2, &(position + 1).to_le_bytes()).unwrap();
+    }
+
+    #[test]
+    fn a_chain_that_is_asked_with_again_between_two_looks_is_answered() {
+        let ram = GuestRam::new(1 << 20, None).unwrap();
+        let mut ring = ring(&ram);
+        let mut pending = Pending::default();
+        request(&ram, 2, 50);
+        offer(&ram, 0, 2);
+        request(&ram, 0, 100);
+        offer(&ram, 1, 0);
+        give(&ram, 0, 0);
+        request(&ram, 0, 101);
+        offer(&ram, 2, 0);
+        pending.look(&ring, ram.regions()).unwrap();
+        pending.refuse(&mut ring, &Wake { ram: &ram, source: true }).unwrap();
+        assert_eq!((used(&ram), answer(&ram, 0)[8], answer(&ram, 2)[8]), (3, 101, 50));
+    }
+
+    #[test]
+    fn what_was_not_seen_is_forgotten_when_it_is_answered() {
+        let ram = GuestRam::new(1 << 20, None).unwrap();
+        let mut ring = ring(&ram);
+        let mut pending = Pending::default();
+        for position in 0..SIZE + 3 {
+            offer(&ram, position, 0);
+        }
+        for position in 0..SIZE + 2 {
+            give(&ram, position, 0);
+        }
+        pending.look(&ring, ram.regions()).unwrap();
+        assert_eq!(pending.unseen, 1);
+        // That one is answered, while another is asked.
+        request(&ram, 4, 9);
+        offer(&ram, SIZE + 3, 4);
+        give(&ram, SIZE + 2, 0);
+        pending.look(&ring, ram.regions()).unwrap();
+        assert_eq!(pending.unseen, 0);
+        pending.refuse(&mut ring, &Wake { ram: &ram, source: true }).unwrap();
+        assert_eq!((used(&ram), answer(&ram, 4)[8]), (SIZE + 4, 9));
     }
 
     #[test]
