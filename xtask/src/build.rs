@@ -116,18 +116,13 @@ fn sha256(bytes: &[u8]) -> String {
 /// debuggers.
 fn build_freestanding(package: &str) -> Result<PathBuf> {
     eprintln!("build: {package}");
-    if !has_target(FREESTANDING_TARGET) {
-        bail!(
-            "{package} is built for the bare machine: run rustup target add {FREESTANDING_TARGET}"
-        );
-    }
-    let built = Build::freestanding(package).run("firmware")?;
+    let built = Build::freestanding(package)?.run("firmware")?;
     publish(&built, &format!("{package}.elf"))
 }
 
 /// Runs clippy over a package as it is built for the bare machine.
 pub fn lint_freestanding(package: &str) -> Result<()> {
-    let mut cargo = Build::freestanding(package).cargo("clippy", "firmware")?;
+    let mut cargo = Build::freestanding(package)?.cargo("clippy", "firmware")?;
     process::run(cargo.args(["--", "-D", "warnings"]))
 }
 
@@ -154,7 +149,11 @@ struct Build<'a> {
 
 impl<'a> Build<'a> {
     /// A program for the bare machine, of the same name as its package.
-    fn freestanding(package: &'a str) -> Self {
+    fn freestanding(package: &'a str) -> Result<Self> {
+        let target = FREESTANDING_TARGET;
+        if !has_target(target) {
+            bail!("{package} is built for the bare machine: run rustup target add {target}");
+        }
         let flags = vec![
             // Marks the freestanding build in the source: `cfg(firmware)`.
             "--cfg=firmware".into(),
@@ -162,8 +161,7 @@ impl<'a> Build<'a> {
             "-Crelro-level=off".into(),
             "-Cforce-unwind-tables=no".into(),
         ];
-        let target = FREESTANDING_TARGET;
-        Self { package, bin: package, target, profile: "firmware", flags }
+        Ok(Self { package, bin: package, target, profile: "firmware", flags })
     }
 
     /// Builds below `target/<folder>`; the program's path there.

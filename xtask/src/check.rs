@@ -13,6 +13,8 @@ const FUZZ_TARGET: &str = "--target-dir=target/fuzz";
 pub fn main() -> Result<()> {
     eprintln!("check: formatting");
     cargo(&["fmt", "--all", "--check"])?;
+    eprintln!("check: the rules of this repository");
+    tidy::main()?;
     eprintln!("check: lints");
     cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     eprintln!("check: the fuzz targets, which are outside the workspace");
@@ -26,8 +28,6 @@ pub fn main() -> Result<()> {
     cost::check()?;
     eprintln!("check: the budget of a start");
     compare::check()?;
-    eprintln!("check: the rules of this repository");
-    tidy::main()?;
     eprintln!("check: passed");
     Ok(())
 }
