@@ -16,8 +16,8 @@ use crate::devices::pvpanic::PvPanic;
 use crate::devices::serial::Com1;
 use crate::fw_cfg::FwCfg;
 use crate::memory::GuestRam;
-use crate::virtio::mmio::{EmptySlot, Transport};
-use crate::virtio::{self, slots};
+use crate::virtio::mmio::Transport;
+use crate::virtio::{self, registers, slots};
 
 /// Ports of COM1.
 const COM1_PORTS: u64 = 8;
@@ -52,6 +52,8 @@ pub struct Plugs<'a> {
     pub com1: &'a Arc<Com1>,
     /// Virtio devices, in the order of the command line.
     pub virtio: &'a [Arc<dyn virtio::Device>],
+    /// What their drivers read.
+    pub registers: &'a Arc<registers::Page>,
     /// How their drivers call them.
     pub doorbells: Arc<dyn virtio::Doorbells>,
 }
@@ -124,7 +126,7 @@ impl<M: Messages + 'static> Board<M> {
     }
 }
 
-/// Puts the devices into their slots; the others say that they are empty.
+/// Puts the devices into their slots. The others are memory that says that they are empty.
 fn plug_virtio<M: Messages + 'static>(
     config: &Config,
     plugs: &Plugs<'_>,
@@ -132,21 +134,14 @@ fn plug_virtio<M: Messages + 'static>(
     chips: &Chips<M>,
     bus: &mut Bus,
 ) -> Result<Vec<Arc<Transport>>, Overlap> {
-    let mut devices = plugs.virtio.iter();
     let mut transports = Vec::new();
-    for slot in slots::in_order(config.acpi) {
-        let device: Arc<dyn bus::Device> = match devices.next() {
-            Some(device) => {
-                let (line, doorbells) = (chips.line(slot.gsi), plugs.doorbells.clone());
-                let (device, ram) = (device.clone(), ram.clone());
-                let transport = Transport::new(device, slot.address, ram, line, doorbells);
-                let transport = Arc::new(transport);
-                transports.push(transport.clone());
-                transport
-            }
-            None => Arc::new(EmptySlot),
-        };
-        bus.insert(slot.address, layout::VIRTIO_MMIO_STRIDE, device)?;
+    for (slot, device) in slots::in_order(config.acpi).zip(plugs.virtio) {
+        let place = (slot.address, plugs.registers.slot(slot.number));
+        let (line, doorbells) = (chips.line(slot.gsi), plugs.doorbells.clone());
+        let transport = Transport::new(device.clone(), place, ram.clone(), line, doorbells);
+        let transport = Arc::new(transport);
+        bus.insert(slot.address, layout::VIRTIO_MMIO_STRIDE, transport.clone())?;
+        transports.push(transport);
     }
     Ok(transports)
 }

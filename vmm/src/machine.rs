@@ -9,13 +9,12 @@ use abi::boot_trace::{self, BootTrace};
 use abi::fw_cfg::file;
 use abi::layout;
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY,
     KVM_MSR_EXIT_REASON_FILTER, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
     kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{
-    Cap, IoEventAddress, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags,
-    NoDatamatch, VmFd,
+    Cap, IoEventAddress, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
 };
 
 use crate::accel::{self, broken};
@@ -36,7 +35,7 @@ use crate::image::Images;
 use crate::memory::GuestRam;
 use crate::trace::{FILTER_STEP, Trace, step};
 use crate::vcpu::{self, End, Vcpu};
-use crate::virtio;
+use crate::virtio::{self, registers};
 
 /// Why a machine cannot be set up or run.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +67,8 @@ pub struct Machine {
     board: Board<Injector>,
     vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
+    // The guest has it mapped.
+    _registers: Arc<registers::Page>,
     state: InitState,
     on_panic: PanicAction,
     /// Whether it has run before.
@@ -111,7 +112,8 @@ impl Machine {
         if accel::is_intel() {
             place_kvm_pages(&vm)?;
         }
-        give_memory(&vm, ram)?;
+        let registers = Arc::default();
+        give_memory(&vm, ram, &registers)?;
         step(trace, "KVM memory slots");
         match config.irqchip() {
             Irqchip::Split => split_irqchip(&vm)?,
@@ -131,11 +133,13 @@ impl Machine {
             first.load(&state)?;
         }
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
-        let plugs = Plugs { com1, virtio: devices, doorbells: Arc::new(Doorbells(vm.clone())) };
+        let doorbells = Arc::new(Doorbells(vm.clone()));
+        let plugs = Plugs { com1, virtio: devices, registers: &registers, doorbells };
         let board = Board::new(config, fw_cfg, plugs, ram, Injector(vm.clone()))?;
         step(trace, "registers and board");
         let (on_panic, ram) = (config.actions.panic, ram.clone());
-        Ok(Self { cpus, board, vm, ram, state, on_panic, begun: false, cpuid, stamps })
+        let (begun, _registers) = (false, registers);
+        Ok(Self { cpus, board, vm, ram, _registers, state, on_panic, begun, cpuid, stamps })
     }
 
     /// Ends the machine, without waiting until KVM has taken it apart.
@@ -242,18 +246,21 @@ fn watch_early_kernel(vm: &VmFd) {
     }
 }
 
-fn give_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), accel::Error> {
-    for (number, slot) in (0..).zip(ram.slots()) {
+/// Has KVM map the guest's memory, and, for reading, the registers of virtio devices.
+fn give_memory(vm: &VmFd, ram: &GuestRam, registers: &registers::Page) -> Result<(), accel::Error> {
+    let registers = (KVM_MEM_READONLY, registers.place());
+    let slots = ram.slots().into_iter().map(|slot| (0, slot)).chain([registers]);
+    for (number, (flags, slot)) in (0..).zip(slots) {
         let region = kvm_userspace_memory_region {
             slot: number,
-            flags: 0,
+            flags,
             guest_phys_addr: slot.guest.start(),
             memory_size: slot.guest.len(),
             userspace_addr: slot.host,
         };
-        // SAFETY: the memory is `ram`'s, which is mapped until `ram` is dropped; `Machine` drops
-        // its CPUs before it, and a VM without CPUs (COM1's interrupt line may hold it a little
-        // longer) touches no memory: KVM lets go of pages when they are unmapped.
+        // SAFETY: the memory is `ram`'s, which is mapped until `ram` is dropped, or `registers`';
+        // `Machine` drops its CPUs before both, and a VM without CPUs (COM1's interrupt line may
+        // hold it a little longer) touches no memory: KVM lets go of pages when they are unmapped.
         unsafe { vm.set_user_memory_region(region) }.map_err(broken("giving it memory"))?;
     }
     Ok(())
@@ -318,24 +325,16 @@ impl Messages for Injector {
 struct Doorbells(Arc<VmFd>);
 
 impl virtio::Doorbells for Doorbells {
-    fn attach(&self, address: u64, value: Option<u32>, event: &virtio::Event) -> io::Result<()> {
+    fn attach(&self, address: u64, value: u32, event: &virtio::Event) -> io::Result<()> {
         let (event, address) = (event.to_event_fd()?, IoEventAddress::Mmio(address));
-        match value {
-            Some(value) => self.0.register_ioevent(&event, &address, value)?,
-            None => self.0.register_ioevent(&event, &address, NoDatamatch)?,
-        }
-        Ok(())
+        Ok(self.0.register_ioevent(&event, &address, value)?)
     }
 
-    fn detach(&self, address: u64, value: Option<u32>, event: &virtio::Event) {
-        let (Ok(event), address) = (event.to_event_fd(), IoEventAddress::Mmio(address)) else {
-            return;
-        };
-        // What was not attached is refused.
-        let _ = match value {
-            Some(value) => self.0.unregister_ioevent(&event, &address, value),
-            None => self.0.unregister_ioevent(&event, &address, NoDatamatch),
-        };
+    fn detach(&self, address: u64, value: u32, event: &virtio::Event) {
+        if let Ok(event) = event.to_event_fd() {
+            // What was not attached is refused.
+            let _ = self.0.unregister_ioevent(&event, &IoEventAddress::Mmio(address), value);
+        }
     }
 }
 

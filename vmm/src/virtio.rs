@@ -18,6 +18,7 @@ mod driver;
 pub mod fs;
 pub mod mmio;
 pub mod net;
+pub mod registers;
 mod ring;
 pub mod rng;
 pub mod slots;
@@ -89,8 +90,11 @@ pub trait Device: Send + Sync {
     }
     /// The entries that each of its queues may have at the most.
     fn queues(&self) -> Vec<u16>;
-    /// Reads its configuration; `data` holds zeroes.
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+    /// Its configuration; zeroes follow. It changes by [`Device::write_config`], or it is told
+    /// ([`Interrupt::configuration_changed`]).
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
     /// Writes its configuration.
     fn write_config(&self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready, and has agreed to `features`: the work that is to be done, each part
@@ -114,11 +118,11 @@ pub trait Server: Send {
 
 /// Has what drivers write reach an event descriptor without leaving the kernel.
 pub trait Doorbells: Send + Sync {
-    /// From now on a write of `value`, or of anything, to `address` makes `event` readable, and no
-    /// exit to this program.
-    fn attach(&self, address: u64, value: Option<u32>, event: &Event) -> io::Result<()>;
+    /// From now on a write of `value` to `address` makes `event` readable, and no exit to this
+    /// program.
+    fn attach(&self, address: u64, value: u32, event: &Event) -> io::Result<()>;
     /// No longer.
-    fn detach(&self, address: u64, value: Option<u32>, event: &Event);
+    fn detach(&self, address: u64, value: u32, event: &Event);
 }
 
 /// Why a device cannot be made.

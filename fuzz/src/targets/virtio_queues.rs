@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use virtio_queue::{Queue, QueueT};
+use vmm::virtio::registers::Registers;
 use vmm::virtio::{Event, Interrupt, Ring, Wake, Work};
 
 use crate::guest::{self, DISK};
@@ -62,7 +63,8 @@ pub fn run(bytes: &[u8]) {
         let event_idx = features & 1 == 1;
         let features =
             device.features() & (u64::from(features) << 8 | 0xff) | u64::from(event_idx) << 29;
-        let interrupt = Arc::new(Interrupt::new("fuzzed", Arc::new(|| {})));
+        let interrupt =
+            Arc::new(Interrupt::new("fuzzed", Arc::new(|| {}), Arc::new(Registers::unseen())));
         let works = device.start(features, &interrupt).expect("it starts");
         for Work { queues, mut server } in works {
             let count = queues.len().min(QUEUES_MAX);

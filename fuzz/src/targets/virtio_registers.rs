@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use vmm::bus::Device as _;
 use vmm::virtio::mmio::Transport;
+use vmm::virtio::registers::Registers;
 use vmm::virtio::{Doorbells, Event};
 
 use crate::guest;
@@ -17,11 +18,11 @@ const ACCESSES_MAX: usize = 200;
 struct NoDoorbells;
 
 impl Doorbells for NoDoorbells {
-    fn attach(&self, _: u64, _: Option<u32>, _: &Event) -> std::io::Result<()> {
+    fn attach(&self, _: u64, _: u32, _: &Event) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    fn detach(&self, _: u64, _: Option<u32>, _: &Event) {}
+    fn detach(&self, _: u64, _: u32, _: &Event) {}
 }
 
 /// An access: what it does, to which register, with what.
@@ -48,7 +49,8 @@ pub fn run(bytes: &[u8]) {
         devices.ram.write(0x1000, image).expect("memory");
         let line = Arc::new(|| {});
         let ram = devices.ram.clone();
-        let transport = Transport::new(device, 0, ram, line, Arc::new(NoDoorbells));
+        let place = (0, Registers::unseen());
+        let transport = Transport::new(device, place, ram, line, Arc::new(NoDoorbells));
         for access in input.list::<Access>().take(ACCESSES_MAX) {
             let Access { kind, register, value } = access;
             let offset = match kind >> 6 {

@@ -59,34 +59,6 @@ impl Block {
         };
         Ok(Self { disk: disk.clone(), backend: Arc::new(backend) })
     }
-
-    /// `struct virtio_blk_config`.
-    fn config(&self) -> [u8; CONFIG] {
-        let Disk { logical_block_size, physical_block_size, queues, .. } = self.disk;
-        let exponent = (physical_block_size / logical_block_size).ilog2();
-        let sectors_of_block = logical_block_size / 512;
-        let mut config = [0; CONFIG];
-        let mut put = |at: usize, bytes: &[u8]| {
-            if let Some(field) = config.get_mut(at..at + bytes.len()) {
-                field.copy_from_slice(bytes);
-            }
-        };
-        put(0, &self.backend.image.sectors().to_le_bytes());
-        // Besides the data, a request has a header and a status.
-        put(12, &u32::from(self.disk.queue_size.saturating_sub(2)).to_le_bytes());
-        put(20, &logical_block_size.to_le_bytes());
-        put(24, &[exponent.to_le_bytes()[0]]);
-        put(32, &[u8::from(self.backend.writeback.load(Ordering::SeqCst))]);
-        put(34, &queues.to_le_bytes());
-        let range_max = RANGE_MAX / sectors_of_block * sectors_of_block;
-        put(36, &range_max.to_le_bytes());
-        put(40, &1_u32.to_le_bytes());
-        put(44, &sectors_of_block.to_le_bytes());
-        put(48, &range_max.to_le_bytes());
-        put(52, &1_u32.to_le_bytes());
-        put(56, &[u8::from(self.backend.image.punches_holes())]);
-        config
-    }
 }
 
 impl Device for Block {
@@ -118,11 +90,32 @@ impl Device for Block {
         vec![self.disk.queue_size; self.disk.queues.into()]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let found = config.get(from..).unwrap_or_default();
-        data.iter_mut().zip(found).for_each(|(to, from)| *to = *from);
+    /// `struct virtio_blk_config`.
+    fn config(&self) -> Vec<u8> {
+        let Disk { logical_block_size, physical_block_size, queues, .. } = self.disk;
+        let exponent = (physical_block_size / logical_block_size).ilog2();
+        let sectors_of_block = logical_block_size / 512;
+        let mut config = [0; CONFIG];
+        let mut put = |at: usize, bytes: &[u8]| {
+            if let Some(field) = config.get_mut(at..at + bytes.len()) {
+                field.copy_from_slice(bytes);
+            }
+        };
+        put(0, &self.backend.image.sectors().to_le_bytes());
+        // Besides the data, a request has a header and a status.
+        put(12, &u32::from(self.disk.queue_size.saturating_sub(2)).to_le_bytes());
+        put(20, &logical_block_size.to_le_bytes());
+        put(24, &[exponent.to_le_bytes()[0]]);
+        put(32, &[u8::from(self.backend.writeback.load(Ordering::SeqCst))]);
+        put(34, &queues.to_le_bytes());
+        let range_max = RANGE_MAX / sectors_of_block * sectors_of_block;
+        put(36, &range_max.to_le_bytes());
+        put(40, &1_u32.to_le_bytes());
+        put(44, &sectors_of_block.to_le_bytes());
+        put(48, &range_max.to_le_bytes());
+        put(52, &1_u32.to_le_bytes());
+        put(56, &[u8::from(self.backend.image.punches_holes())]);
+        config.into()
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_mmio::{
 };
 
 use super::mmio::Transport;
+use super::registers::Registers;
 use super::{Device, Doorbells, Event};
 use crate::bus::{Action, Device as _};
 use crate::config::{Backend, MemorySource, Pages};
@@ -39,11 +40,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 struct NoDoorbells;
 
 impl Doorbells for NoDoorbells {
-    fn attach(&self, _: u64, _: Option<u32>, _: &Event) -> std::io::Result<()> {
+    fn attach(&self, _: u64, _: u32, _: &Event) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    fn detach(&self, _: u64, _: Option<u32>, _: &Event) {}
+    fn detach(&self, _: u64, _: u32, _: &Event) {}
 }
 
 pub struct Driver {
@@ -63,7 +64,8 @@ impl Driver {
         let line: Line = Arc::new(move || {
             count.fetch_add(1, Ordering::SeqCst);
         });
-        let transport = Transport::new(device, 0, ram.clone(), line, Arc::new(NoDoorbells));
+        let place = (0, Registers::unseen());
+        let transport = Transport::new(device, place, ram.clone(), line, Arc::new(NoDoorbells));
         Self { transport, ram, interrupts }
     }
 

@@ -85,10 +85,8 @@ impl Device for Fs {
         vec![self.queue_size; QUEUES.len()]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let found = self.config.get(from..).unwrap_or_default();
-        data.iter_mut().zip(found).for_each(|(to, from)| *to = *from);
+    fn config(&self) -> Vec<u8> {
+        self.config.into()
     }
 
     fn start(&self, features: u64, interrupt: &Arc<Interrupt>) -> io::Result<Vec<Work>> {

@@ -1,26 +1,27 @@
-//! The transport: a device's registers in guest memory, version 2 (section 4.2).
+//! The transport: a device's registers, version 2 (section 4.2).
+//!
+//! What a driver reads of them is memory ([`Registers`]); what it writes comes here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
-    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
-    VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY,
-    VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
-    VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL,
+    VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL,
+    VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+    VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW,
+    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
+    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
+    VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
 
+use super::registers::Registers;
 use super::worker::Workers;
 use super::{Broken, Device, Doorbells, Event, Interrupt, Ring, Work};
 use crate::bus::{self, Action};
@@ -30,12 +31,8 @@ use crate::memory::GuestRam;
 /// What the transport has of itself.
 pub const FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
-/// "virt".
-const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-const VERSION: u32 = 2;
 /// The registers of a shared memory region: its length and base, low and high halves.
-const SHM_LENGTH_LOW: u32 = 0xb0;
-const SHM_BASE_HIGH: u32 = 0xbc;
+const SHM: [u32; 4] = [0xb0, 0xb4, 0xb8, 0xbc];
 /// QEMU's: Linux shows it, no driver minds.
 const VENDOR: u32 = u32::from_le_bytes(*b"QEMU");
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
@@ -48,30 +45,6 @@ const STEPS: [u32; 4] = [
     VIRTIO_CONFIG_S_DRIVER_OK,
 ];
 
-/// A slot without a device: it says so.
-pub struct EmptySlot;
-
-impl bus::Device for EmptySlot {
-    fn name(&self) -> &'static str {
-        "an empty virtio slot"
-    }
-
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        let register = u32::try_from(offset).unwrap_or(u32::MAX);
-        let value = match register {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            // Among others, the device's id.
-            _ => 0,
-        };
-        answer(data, value);
-    }
-
-    fn write(&self, _: u64, _: &[u8]) -> Action {
-        Action::None
-    }
-}
-
 /// A device's registers.
 pub struct Transport {
     name: &'static str,
@@ -79,6 +52,7 @@ pub struct Transport {
     /// The guest's address of the registers.
     address: u64,
     ram: Arc<GuestRam>,
+    registers: Arc<Registers>,
     interrupt: Arc<Interrupt>,
     doorbells: Arc<dyn Doorbells>,
     state: Mutex<State>,
@@ -104,11 +78,11 @@ struct Running {
 }
 
 impl Transport {
-    /// Registers at `address` of `device`, whose interrupts go to `line`, and whose notifications
-    /// come by `doorbells`.
+    /// The `registers`, which are at an address, of `device`, whose interrupts go to `line`, and
+    /// whose notifications come by `doorbells`.
     pub fn new(
         device: Arc<dyn Device>,
-        address: u64,
+        (address, registers): (u64, Registers),
         ram: Arc<GuestRam>,
         line: Line,
         doorbells: Arc<dyn Doorbells>,
@@ -124,8 +98,22 @@ impl Transport {
             queue_select: 0,
             driven: false,
         };
-        let interrupt = Arc::new(Interrupt::new(name, line));
-        Self { name, device, address, ram, interrupt, doorbells, state: Mutex::new(state) }
+        let registers = Arc::new(registers);
+        let interrupt = Arc::new(Interrupt::new(name, line, registers.clone()));
+        let state = Mutex::new(state);
+        let transport = Self { name, device, address, ram, registers, interrupt, doorbells, state };
+        transport.power_on();
+        transport
+    }
+
+    /// Shows what it is, and its state after power on.
+    fn power_on(&self) {
+        self.registers.set(VIRTIO_MMIO_DEVICE_ID, self.device.id());
+        self.registers.set(VIRTIO_MMIO_VENDOR_ID, VENDOR);
+        // There are no shared memory regions, which is told by these values (4.2.2).
+        SHM.iter().for_each(|register| self.registers.set(*register, u32::MAX));
+        self.show_config();
+        self.show(&mut self.lock());
     }
 
     /// Whether a driver has ever taken the device.
@@ -141,26 +129,22 @@ impl Transport {
         self.device.features() | FEATURES & !self.device.lacks()
     }
 
-    fn read_register(&self, register: u32) -> u32 {
-        let mut state = self.lock();
-        match register {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device.id(),
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => half(self.features(), state.device_features_select),
-            VIRTIO_MMIO_QUEUE_NUM_MAX => state.queue().map_or(0, |queue| queue.max_size().into()),
-            VIRTIO_MMIO_QUEUE_READY => state.queue().map_or(0, |queue| queue.ready().into()),
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.read_status(),
-            VIRTIO_MMIO_STATUS if self.interrupt.is_broken() => {
-                state.status | VIRTIO_CONFIG_S_NEEDS_RESET
-            }
-            VIRTIO_MMIO_STATUS => state.status,
-            VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
-            // There are no shared memory regions, which is told by these values (4.2.2).
-            SHM_LENGTH_LOW..=SHM_BASE_HIGH => u32::MAX,
-            _ => 0,
-        }
+    /// Shows what depends on what the driver has selected, and how far it has come.
+    fn show(&self, state: &mut State) {
+        let registers = &self.registers;
+        let features = half(self.features(), state.device_features_select);
+        registers.set(VIRTIO_MMIO_DEVICE_FEATURES, features);
+        let [size, ready] = state
+            .queue()
+            .map_or([0, 0], |queue| [queue.max_size().into(), u32::from(queue.ready())]);
+        registers.set(VIRTIO_MMIO_QUEUE_NUM_MAX, size);
+        registers.set(VIRTIO_MMIO_QUEUE_READY, ready);
+        // Bits come one after the other, and go by a reset. One of them is the workers'.
+        registers.add(VIRTIO_MMIO_STATUS, state.status);
+    }
+
+    fn show_config(&self) {
+        self.registers.set_config(|| self.device.config());
     }
 
     fn write_register(&self, register: u32, value: u32) {
@@ -169,7 +153,11 @@ impl Transport {
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS if value == 0 => self.reset(),
             VIRTIO_MMIO_STATUS => self.take_status(value),
-            _ => self.lock().write(register, value, &self.interrupt),
+            _ => {
+                let mut state = self.lock();
+                state.write(register, value, &self.interrupt);
+                self.show(&mut state);
+            }
         }
     }
 
@@ -196,7 +184,10 @@ impl Transport {
         state.take_status(value, self.features());
         if !ready && state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.start(&mut state);
+            // How it works may depend on the features.
+            self.show_config();
         }
+        self.show(&mut state);
     }
 
     /// The driver is ready: the device's work begins.
@@ -227,7 +218,7 @@ impl Transport {
                 let kick = Event::new().map_err(Broken::Thread)?;
                 if queue.ready() {
                     // What KVM does not take leaves the guest, and comes by `notify`.
-                    let _ = self.doorbells.attach(self.doorbell(), Some(wide(number)), &kick);
+                    let _ = self.doorbells.attach(self.doorbell(), wide(number), &kick);
                     kicks.insert(number, kick.clone());
                 }
                 rings.push(Ring::new(number, queue, kick, self.interrupt.clone()));
@@ -235,7 +226,7 @@ impl Transport {
             workers.start(server, rings, self.ram.clone()).map_err(Broken::Thread)?;
         }
         if let Some(event) = self.interrupt.acknowledgement() {
-            let _ = self.doorbells.attach(self.acknowledgement(), None, event);
+            let _ = self.doorbells.attach(self.acknowledgement(), VIRTIO_MMIO_INT_VRING, event);
         }
         Ok(Running { kicks, _workers: workers })
     }
@@ -255,10 +246,10 @@ impl Transport {
         let mut state = self.lock();
         if let Some(running) = state.running.take() {
             for (number, kick) in &running.kicks {
-                self.doorbells.detach(self.doorbell(), Some(wide(*number)), kick);
+                self.doorbells.detach(self.doorbell(), wide(*number), kick);
             }
             if let Some(event) = self.interrupt.acknowledgement() {
-                self.doorbells.detach(self.acknowledgement(), None, event);
+                self.doorbells.detach(self.acknowledgement(), VIRTIO_MMIO_INT_VRING, event);
             }
         }
         state.queues = power_on(&*self.device);
@@ -266,6 +257,8 @@ impl Transport {
         (state.device_features_select, state.driver_features_select) = (0, 0);
         (state.driver_features, state.queue_select) = (0, 0);
         self.interrupt.reset();
+        self.registers.set(VIRTIO_MMIO_STATUS, 0);
+        self.show(&mut state);
     }
 }
 
@@ -378,32 +371,19 @@ fn half(features: u64, select: u32) -> u32 {
     }
 }
 
-/// Registers are read whole; another width reads zeroes.
-fn answer(data: &mut [u8], value: u32) {
-    match <&mut [u8; 4]>::try_from(&mut *data) {
-        Ok(data) => *data = value.to_le_bytes(),
-        Err(_) => data.fill(0),
-    }
-}
-
 impl bus::Device for Transport {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) {
-        match offset.checked_sub(CONFIG) {
-            Some(offset) => {
-                data.fill(0);
-                self.device.read_config(offset, data);
-            }
-            None => answer(data, self.read_register(u32::try_from(offset).unwrap_or(u32::MAX))),
-        }
+        self.registers.read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Action {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             self.device.write_config(offset, data);
+            self.show_config();
         } else if let (Ok(register), Ok(bytes)) = (u32::try_from(offset), <[u8; 4]>::try_from(data))
         {
             self.write_register(register, u32::from_le_bytes(bytes));

@@ -41,13 +41,6 @@ impl Card {
     pub fn new(net: &Net) -> Result<Self, tap::Error> {
         Ok(Self { net: net.clone(), tap: Arc::new(Tap::open(&net.tap)?) })
     }
-
-    /// `struct virtio_net_config`.
-    fn config(&self) -> [u8; 12] {
-        let [a, b, c, d, e, f] = self.net.mac;
-        let ([s0, s1], [m0, m1]) = (LINK_UP.to_le_bytes(), self.net.mtu.unwrap_or(0).to_le_bytes());
-        [a, b, c, d, e, f, s0, s1, 1, 0, m0, m1]
-    }
 }
 
 /// What a driver takes over from the tap.
@@ -85,11 +78,10 @@ impl Device for Card {
         vec![self.net.receive_size, self.net.transmit_size]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let config = self.config();
-        let found = config.get(from..).unwrap_or_default();
-        data.iter_mut().zip(found).for_each(|(to, from)| *to = *from);
+    /// `struct virtio_net_config`.
+    fn config(&self) -> Vec<u8> {
+        let ([s0, s1], [m0, m1]) = (LINK_UP.to_le_bytes(), self.net.mtu.unwrap_or(0).to_le_bytes());
+        [&self.net.mac[..], &[s0, s1, 1, 0, m0, m1]].concat()
     }
 
     fn start(&self, features: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {

@@ -78,11 +78,8 @@ impl Device for Vsock {
         vec![QUEUE_SIZE; 3]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let config = self.cid.to_le_bytes();
-        let found = config.get(from..).unwrap_or_default();
-        data.iter_mut().zip(found).for_each(|(to, from)| *to = *from);
+    fn config(&self) -> Vec<u8> {
+        self.cid.to_le_bytes().into()
     }
 
     fn start(&self, features: u64, interrupt: &Arc<Interrupt>) -> io::Result<Vec<Work>> {

@@ -7,19 +7,24 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS,
+};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::registers::Registers;
 use super::{Broken, Ring, Server};
 use crate::console;
 use crate::control::Line;
@@ -37,51 +42,42 @@ pub struct Work {
 /// How a device tells its driver that something happened.
 ///
 /// Interrupts are edges: the driver reads their status, acknowledges that, and then looks at the
-/// rings, so nothing that came before is missed. KVM takes the acknowledgement without an exit to
-/// this program, as an event: what it was about is what the driver had read.
+/// rings, so nothing that came before is missed. Neither is an exit to this program: the status is
+/// memory, and KVM takes the acknowledgement of used buffers as an event. Nobody waits for that
+/// event, as it follows every interrupt: it is taken into account at the next one, or, if none
+/// comes, after [`SETTLE`]. Until then the status has a reason that was acknowledged, and a driver
+/// that reads it again looks at its rings once more.
 pub struct Interrupt {
     name: &'static str,
     line: Line,
-    status: Mutex<Status>,
+    registers: Arc<Registers>,
+    // Whoever changes the status.
+    status: Mutex<()>,
     acknowledged: Option<Event>,
-    generation: AtomicU32,
     stopped: AtomicBool,
-    broken: AtomicBool,
     // It is told once.
     told: AtomicBool,
 }
 
-/// Reasons of interrupts (section 4.2.2, InterruptStatus).
-#[derive(Clone, Copy, Default)]
-struct Status {
-    /// Those that the driver has not read.
-    new: u32,
-    /// Those that it has read, and not acknowledged.
-    read: u32,
-}
-
 impl Interrupt {
-    /// Interrupts of the device `name`, by `line`.
-    pub fn new(name: &'static str, line: Line) -> Self {
+    /// Interrupts of the device `name`, by `line`; their reasons are shown in `registers`.
+    pub fn new(name: &'static str, line: Line, registers: Arc<Registers>) -> Self {
         Self {
             name,
             line,
-            status: Mutex::default(),
+            registers,
+            status: Mutex::new(()),
             // Without one, an acknowledgement is an exit.
             acknowledged: Event::new().ok(),
-            generation: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
-            broken: AtomicBool::new(false),
             told: AtomicBool::new(false),
         }
     }
 
     /// As after power on.
     pub(super) fn reset(&self) {
-        *self.lock() = Status::default();
-        self.take_acknowledgement();
+        self.change_status(|_| 0);
         self.stopped.store(false, Ordering::SeqCst);
-        self.broken.store(false, Ordering::SeqCst);
     }
 
     /// Buffers were used.
@@ -90,28 +86,48 @@ impl Interrupt {
     }
 
     /// The configuration is another one.
-    pub fn configuration_changed(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+    pub fn configuration_changed(&self, config: impl FnOnce() -> Vec<u8>) {
+        self.show_config(config);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
+    /// The configuration is another one, which the driver hears in another way.
+    pub(super) fn show_config(&self, config: impl FnOnce() -> Vec<u8>) {
+        self.registers.set_config(config);
+    }
+
     fn raise(&self, reason: u32) {
-        self.lock().new |= reason;
+        self.change_status(|status| status | reason);
         (self.line)();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Changes the status, after what was acknowledged until now; the new one. An acknowledgement
+    /// that is found here came after the last change: the driver had not looked at its rings yet
+    /// when that was shown.
+    fn change_status(&self, change: impl FnOnce(u32) -> u32) -> u32 {
+        let _changes = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.registers.get(VIRTIO_MMIO_INTERRUPT_STATUS);
+        if self.acknowledged.as_ref().is_some_and(Event::take) {
+            status &= !VIRTIO_MMIO_INT_VRING;
+        }
+        let status = change(status);
+        self.registers.set(VIRTIO_MMIO_INTERRUPT_STATUS, status);
+        status
     }
 
-    /// What happens when the driver acknowledges what it has read.
+    /// Takes acknowledgements into account; whether the driver has some left to make.
+    fn settle(&self) -> bool {
+        self.change_status(|status| status) & VIRTIO_MMIO_INT_VRING != 0
+    }
+
+    /// Whether used buffers may have been acknowledged, or may yet be.
+    fn is_unsettled(&self) -> bool {
+        self.registers.get(VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_VRING != 0
+    }
+
+    /// What happens when the driver acknowledges used buffers, and nothing else.
     pub(super) fn acknowledgement(&self) -> Option<&Event> {
         self.acknowledged.as_ref()
-    }
-
-    /// Whether the driver has acknowledged since the last call.
-    fn take_acknowledgement(&self) -> bool {
-        self.acknowledged.as_ref().is_some_and(Event::take)
     }
 
     /// The device does nothing more until it is reset.
@@ -120,13 +136,13 @@ impl Interrupt {
             let name = self.name;
             console::say(&format!("{name}: {problem}: it does nothing until the guest resets it"));
         }
-        self.broken.store(true, Ordering::SeqCst);
+        self.registers.add(VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_NEEDS_RESET);
         self.stopped.store(true, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     pub(super) fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::SeqCst)
+        self.registers.get(VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 
     /// Whether no more is to be taken from the rings.
@@ -134,26 +150,9 @@ impl Interrupt {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// The driver reads why it was interrupted.
-    pub(super) fn read_status(&self) -> u32 {
-        let acknowledged = self.take_acknowledgement();
-        let mut status = self.lock();
-        if acknowledged {
-            status.read = 0;
-        }
-        status.read |= std::mem::take(&mut status.new);
-        status.read
-    }
-
     /// The driver acknowledges these, and KVM did not take it.
     pub(super) fn acknowledge(&self, reasons: u32) {
-        let mut status = self.lock();
-        status.new &= !reasons;
-        status.read &= !reasons;
-    }
-
-    pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
+        self.change_status(|status| status & !reasons);
     }
 }
 
@@ -254,6 +253,10 @@ impl Drop for Workers {
     }
 }
 
+/// How long it takes, at the least, until an acknowledgement is taken into account that no
+/// interrupt follows: longer than a busy device waits for its next request.
+const SETTLE: Duration = Duration::from_millis(1);
+
 const STOP: u64 = 0;
 const KICK: u64 = 1;
 const SOURCE: u64 = 2;
@@ -275,9 +278,24 @@ fn work(
     let mut source = true;
     while !interrupt.is_stopped() {
         server.serve(rings, &Wake { ram, source })?;
-        source = waiter.wait().map_err(thread_error)?;
+        source = wait(&mut waiter, interrupt).map_err(thread_error)?;
     }
     Ok(())
+}
+
+/// Waits for the next event; whether it is the source's. The longer a driver acknowledges nothing,
+/// the more seldom it is looked for.
+fn wait(waiter: &mut Waiter, interrupt: &Interrupt) -> Result<bool, Errno> {
+    let mut patience = interrupt.is_unsettled().then_some(SETTLE);
+    loop {
+        match waiter.wait(patience)? {
+            Some(source) => return Ok(source),
+            None => {
+                patience =
+                    patience.filter(|_| interrupt.settle()).map(|time| time.saturating_mul(2))
+            }
+        }
+    }
 }
 
 struct Waiter {
@@ -300,13 +318,19 @@ impl Waiter {
         epoll::add(&self.epoll, fd, EventData::new_u64(what), events)
     }
 
-    /// Waits for the next event; whether it is the source's.
-    fn wait(&mut self) -> Result<bool, Errno> {
+    /// Waits for the next event; whether it is the source's. Nothing when the time is over.
+    fn wait(&mut self, time: Option<Duration>) -> Result<Option<bool>, Errno> {
         self.events.clear();
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), None) {
+        // A time that is none is none.
+        let time = time.and_then(|time| Timespec::try_from(time).ok());
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), time.as_ref()) {
+            Ok(0) => return Ok(None),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
-        Ok(self.events.iter().any(|event| event.data.u64() == SOURCE))
+        Ok(Some(self.events.iter().any(|event| event.data.u64() == SOURCE)))
     }
 }
+
+#[cfg(test)]
+mod tests;

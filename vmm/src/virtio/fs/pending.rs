@@ -132,6 +132,7 @@ mod tests {
 
     use super::*;
     use crate::memory::GuestRam;
+    use crate::virtio::registers::Registers;
     use crate::virtio::{Event, Interrupt};
 
     const DESCRIPTORS: u64 = 0x1000;
@@ -148,7 +149,8 @@ mod tests {
         queue.set_used_ring_address(Some(0x3000), Some(0));
         queue.set_ready(true);
         assert!(queue.is_valid(ram.regions()));
-        let interrupt = Arc::new(Interrupt::new("x", Arc::new(|| ())));
+        let registers = Arc::new(Registers::unseen());
+        let interrupt = Arc::new(Interrupt::new("x", Arc::new(|| ()), registers));
         Ring::new(0, queue, Event::new().unwrap(), interrupt)
     }
 

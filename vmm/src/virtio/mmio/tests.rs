@@ -5,6 +5,10 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
+    VIRTIO_MMIO_VERSION,
+};
 
 use super::*;
 use crate::bus::Device as _;
@@ -89,9 +93,10 @@ fn the_registers_say_what_it_is() {
     assert_eq!(driver.read(VIRTIO_MMIO_DEVICE_FEATURES), 0);
     driver.write(VIRTIO_MMIO_QUEUE_SEL, 1);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
+    // As it is memory: QEMU has zeroes for what is no whole register.
     let mut narrow = [0xff; 2];
-    driver.transport.read(0, &mut narrow);
-    assert_eq!(narrow, [0, 0]);
+    driver.transport.read(2, &mut narrow);
+    assert_eq!(narrow, *b"rt");
 }
 
 #[test]
@@ -218,17 +223,6 @@ fn a_queue_that_is_taken_away_in_use_stops_the_device() {
     assert!(driver.is_broken());
     assert_eq!(driver.status(0), 0);
     assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0);
-}
-
-#[test]
-fn an_empty_slot_has_no_device() {
-    let read = |offset: u64| {
-        let mut data = [0xff; 4];
-        EmptySlot.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    };
-    assert_eq!((read(0), read(4), read(8), read(0x70)), (0x7472_6976, 2, 0, 0));
-    assert_eq!(EmptySlot.write(0x70, &[1, 0, 0, 0]), Action::None);
 }
 
 proptest! {

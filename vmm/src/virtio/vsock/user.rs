@@ -98,11 +98,8 @@ impl Device for UserVsock {
         vec![QUEUE_SIZE; QUEUES.len()]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let config = self.shared.lock().cid;
-        let found = config.get(from..).unwrap_or_default();
-        data.iter_mut().zip(found).for_each(|(to, from)| *to = *from);
+    fn config(&self) -> Vec<u8> {
+        self.shared.lock().cid.into()
     }
 
     fn start(&self, features: u64, interrupt: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
@@ -148,11 +145,10 @@ impl Server for Bridge {
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
         let Happened { called, hung_up } = self.wires.happened()?;
         match self.state {
-            State::New => {
-                if let Err(problem) = self.hand_over(rings, wake) {
-                    self.lose(rings, wake, &problem.to_string())?;
-                }
-            }
+            State::New => match self.hand_over(rings, wake) {
+                Ok(()) => self.show_identifier(),
+                Err(problem) => self.lose(rings, wake, &problem.to_string())?,
+            },
             State::Daemon => {
                 if called {
                     self.interrupt.used();
@@ -189,6 +185,11 @@ impl Bridge {
         // What the driver said before is lost on a process that did not run yet.
         rings.iter().for_each(|ring| ring.kick().happen());
         Ok(())
+    }
+
+    /// The process may not be the one of the start.
+    fn show_identifier(&self) {
+        self.interrupt.show_config(|| self.shared.lock().cid.into());
     }
 
     /// The process is gone, and all connections with it.
@@ -238,6 +239,7 @@ impl Bridge {
             _ => console::say("vhost-user-vsock-device: it is served again"),
         }
         // It may have another identifier for the guest.
+        self.show_identifier();
         reset_transport(rings, wake)
     }
 }
