@@ -23,7 +23,7 @@ use crate::config;
 use crate::console;
 use crate::control::Control;
 use crate::signals;
-pub(crate) use input::read_all;
+pub(crate) use input::read_terminal;
 use mux::Escape;
 pub use output::Output;
 pub use socket::listen;
@@ -139,7 +139,7 @@ impl Chardev {
                 }
                 let mut escape = escapes.then(|| Escape::new(control.clone()));
                 spawn(move || {
-                    input::read_all(rustix::stdio::stdin(), |bytes| match &mut escape {
+                    input::read_terminal(|bytes| match &mut escape {
                         Some(escape) => escape.pass(bytes, &taker),
                         None => input::pass_all(bytes, &taker),
                     });

@@ -6,15 +6,18 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{FileType, Stat};
 use rustix::termios::{
     self, ControlModes, InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex,
     Termios,
 };
+
+use crate::signals;
 
 /// How often the process was asked to end.
 static REQUESTS: AtomicU32 = AtomicU32::new(0);
@@ -48,11 +51,27 @@ pub fn log_to(path: &std::path::Path) -> io::Result<()> {
 /// A line on standard error, on a terminal that may be in raw mode.
 pub fn say(line: &str) {
     let text = format!("microvm: {line}\n");
-    // Nobody to tell when this fails.
-    let _ = io::stderr().write_all(text.as_bytes());
+    if is_heard() {
+        // Nobody to tell when this fails.
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
     if let Some(mut log) = LOG.get() {
         let _ = log.write_all(text.as_bytes());
     }
+}
+
+/// How long somebody who reads standard error may take until lines are left out.
+const HEARING: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Whether standard error takes a line without a wait, or soon: a pipe that nobody empties, which
+/// may be the console's as well, stops nobody who has something to say.
+fn is_heard() -> bool {
+    static WAS: AtomicBool = AtomicBool::new(true);
+    let patience = if WAS.load(Ordering::SeqCst) { HEARING } else { Timespec::default() };
+    let mut ready = [PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::OUT)];
+    let is_ready = rustix::event::poll(&mut ready, Some(&patience)) != Ok(0);
+    WAS.store(is_ready, Ordering::SeqCst);
+    is_ready
 }
 
 /// All lines of `log`, as what `who` said.
@@ -65,36 +84,68 @@ pub fn say_all(who: &str, log: &mut File) {
     }
 }
 
-/// The terminal's modes, if it was changed.
-static TERMINAL: Mutex<Option<Modes>> = Mutex::new(None);
+/// The terminal, if keys are taken from it.
+static TERMINAL: Mutex<Option<Terminal>> = Mutex::new(None);
 
-struct Modes {
-    found: Termios,
-    raw: Termios,
+struct Terminal {
+    with_signals: bool,
+    /// Its mode before it was changed, while it is.
+    found: Option<Termios>,
 }
 
-/// Puts the terminal back, if it was changed.
+impl Terminal {
+    /// Has keys come as they are pressed. In the background its mode is the foreground job's.
+    fn take(&mut self) {
+        let Ok(mode) = termios::tcgetattr(rustix::stdio::stdin()) else { return };
+        if self.found.is_none() && is_in_foreground() {
+            set_mode(&raw_mode(mode.clone(), self.with_signals));
+            self.found = Some(mode);
+        }
+    }
+
+    /// Puts it back, if it was changed.
+    fn give_back(&mut self) {
+        // Who has sent us to the background has put it back already.
+        if let Some(mode) = self.found.take().filter(|_| is_in_foreground()) {
+            set_mode(&mode);
+        }
+    }
+}
+
+fn terminal() -> MutexGuard<'static, Option<Terminal>> {
+    TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts the terminal back, if it was changed, for good.
 pub fn restore() {
-    if let Some(modes) = TERMINAL.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        set_mode(&modes.found);
+    if let Some(mut terminal) = terminal().take() {
+        terminal.give_back();
     }
 }
 
 /// Lends the terminal, as it was found, to who is there while `body` runs.
 pub fn lend(body: impl FnOnce()) {
-    let terminal = TERMINAL.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(modes) = &*terminal {
-        set_mode(&modes.found);
-    }
+    terminal().iter_mut().for_each(Terminal::give_back);
     body();
-    if let Some(modes) = &*terminal {
-        set_mode(&modes.raw);
-    }
+    resume();
+}
+
+/// The process goes on after it was stopped, in the foreground perhaps.
+pub fn resume() {
+    terminal().iter_mut().for_each(Terminal::take);
 }
 
 fn set_mode(mode: &Termios) {
-    // A terminal that is gone needs no mode.
-    let _ = termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, mode);
+    // A terminal that is gone needs no mode. One that was taken from us just now would stop us.
+    let set = || termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, mode);
+    let _ = signals::masked(&[], set);
+}
+
+/// Whether standard input is a terminal that may have keys for us later: it is there, and what it
+/// has is another job's.
+pub fn is_lent() -> bool {
+    let is_there = termios::tcgetattr(rustix::stdio::stdin()).is_ok();
+    is_there && terminal().is_some()
 }
 
 /// Whether the terminal that is standard input is this process's to use: a shell gives it to one
@@ -105,24 +156,20 @@ pub fn is_in_foreground() -> bool {
     owner.map_or(true, |owner| owner == rustix::process::getpgrp())
 }
 
-/// Has keys come as they are pressed, if standard input is a terminal; `with_signals` leaves the
-/// keys that ask a process to end or to stop. Whether there may be something to read.
+/// Has keys come as they are pressed, if standard input is a terminal, whenever this process is in
+/// its foreground; `with_signals` leaves the keys that ask a process to end or to stop. Whether
+/// there may be something to read.
 pub fn take_terminal(with_signals: bool) -> bool {
     let stdin = rustix::stdio::stdin();
-    let Ok(mode) = termios::tcgetattr(stdin) else { return !at_end(stdin) };
-    if !is_in_foreground() {
-        // Its modes are the foreground job's, and so are its keys.
-        return false;
+    if termios::tcgetattr(stdin).is_err() {
+        return !at_end(stdin);
     }
-    let raw = raw_mode(mode.clone(), with_signals);
-    let modes = Modes { found: mode, raw: raw.clone() };
-    *TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(modes);
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         restore();
         hook(info);
     }));
-    set_mode(&raw);
+    terminal().get_or_insert(Terminal { with_signals, found: None }).take();
     true
 }
 

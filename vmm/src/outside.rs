@@ -44,6 +44,7 @@ pub fn watch(
                 }
                 (Some(libc::SIGWINCH), _) | (_, Heed::Done) => {}
                 (Some(libc::SIGTSTP), _) => console::lend(signals::stop_process),
+                (Some(libc::SIGCONT), _) => console::resume(),
                 (Some(libc::SIGTERM), Heed::Usual)
                     if !button_pressed && control.press_power_button() =>
                 {

@@ -22,9 +22,17 @@ thread_local! {
 }
 
 /// The signals that are taken: those that ask a process to end, and the one that stops it from
-/// the terminal, which is in a mode of the guest's then, and the one that tells of its size.
-const TAKEN: [i32; 6] =
-    [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP, libc::SIGWINCH];
+/// the terminal, which is in a mode of the guest's then, and those that tell that it goes on, and
+/// of the terminal's size.
+const TAKEN: [i32; 7] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGHUP,
+    libc::SIGTSTP,
+    libc::SIGCONT,
+    libc::SIGWINCH,
+];
 /// Those of them that were not ignored when this process began: who starts it with nohup, or in the
 /// background of a script, wants it so.
 static HEEDED: OnceLock<Vec<i32>> = OnceLock::new();
@@ -101,11 +109,17 @@ pub fn wait(limit: Option<Duration>) -> Option<i32> {
     }
 }
 
-/// Stops this process, as Ctrl-Z does, until somebody continues it.
+/// Stops this process, as Ctrl-Z does, until somebody continues it. Where nobody would (nobody
+/// controls its jobs), the kernel does not stop it.
 pub fn stop_process() {
-    let process = std::process::id().cast_signed();
-    // SAFETY: no memory is involved.
-    unsafe { libc::kill(process, libc::SIGSTOP) };
+    let set = set_of(&[libc::SIGTSTP]);
+    // To this thread, which has it blocked: what it does next, it does when the process goes on.
+    // SAFETY: no memory is involved; the default action stops the process.
+    unsafe { libc::raise(libc::SIGTSTP) };
+    // SAFETY: the set is valid.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const *set, ptr::null_mut()) };
+    // SAFETY: the set is valid.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const *set, ptr::null_mut()) };
 }
 
 /// While it lives, a wake-up of this thread sets the flag that it was made with.
@@ -174,7 +188,7 @@ pub fn spawn_cpu<'scope>(
 }
 
 /// Does something with all signals but `open` blocked, which threads started by it inherit.
-fn masked<T>(open: &[i32], body: impl FnOnce() -> T) -> T {
+pub fn masked<T>(open: &[i32], body: impl FnOnce() -> T) -> T {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: fills the set.

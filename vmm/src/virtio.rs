@@ -69,8 +69,8 @@ pub enum Broken {
     /// The host's kernel, which serves the queues.
     #[error("the host's kernel: {0}")]
     Host(String),
-    /// The device's threads.
-    #[error("starting its thread: {0}")]
+    /// The device's threads, and what they are to work on.
+    #[error("starting its work: {0}")]
     Thread(io::Error),
 }
 

@@ -78,7 +78,11 @@ pub(super) fn socket(path: PathBuf, properties: &mut Properties) -> Result<Chard
     let is_server = properties.switch("server")?.unwrap_or(false);
     // The older spelling of wait=off.
     let nowait = properties.switch("nowait")?.unwrap_or(false);
-    let wait = properties.switch("wait")?.unwrap_or(!nowait);
+    let wait = properties.switch("wait")?;
+    if !is_server && (wait.is_some() || nowait) {
+        return Err(properties.error("wait= is for a server: leave it out".into()));
+    }
+    let wait = wait.unwrap_or(!nowait);
     let reconnect = properties.number("reconnect", u32::MAX.into())?.filter(|s| *s > 0);
     match (is_server, reconnect) {
         (true, Some(_)) => Err(properties.error("reconnect= is for a client: leave it out".into())),

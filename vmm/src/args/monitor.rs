@@ -24,7 +24,7 @@ pub(super) fn take_qmp(seen: &mut Seen, option: &Opt, value: OsString) -> Result
         }
         _ => return Err(option.error(format!("'{text}' is none of unix:PATH, stdio, chardev:ID"))),
     };
-    seen.config.qmp.extend(qmp(chardev));
+    seen.config.qmp.push(qmp(chardev).map_err(|problem| option.error(problem))?);
     Ok(())
 }
 
@@ -49,22 +49,25 @@ pub(super) fn connect(seen: &mut Seen) -> Result<()> {
     let option = super::option("-mon");
     for id in std::mem::take(&mut seen.monitors) {
         let chardev = chardev::find(seen, &option, &id)?;
-        let Some(qmp) = qmp(chardev) else {
-            let problem = format!("chardev {id}: QMP is spoken on socket or stdio");
-            return Err(option.error(problem));
-        };
+        let qmp = qmp(chardev);
+        let qmp = qmp.map_err(|problem| option.error(format!("chardev {id}: {problem}")))?;
         seen.config.qmp.push(qmp);
     }
     Ok(())
 }
 
-/// QMP there, if it can be.
-fn qmp(chardev: Chardev) -> Option<Qmp> {
+/// QMP there, or why not.
+fn qmp(chardev: Chardev) -> std::result::Result<Qmp, &'static str> {
     match chardev {
-        Chardev::Stdio { .. } => Some(Qmp::Stdio),
-        Chardev::Server { path, wait } => Some(Qmp::Unix { path, server: true, wait }),
-        Chardev::Client { path, .. } => Some(Qmp::Unix { path, server: false, wait: false }),
-        Chardev::Null | Chardev::File { .. } | Chardev::Pty { .. } | Chardev::Pipe(_) => None,
+        Chardev::Stdio { .. } => Ok(Qmp::Stdio),
+        Chardev::Server { path, wait } => Ok(Qmp::Unix { path, server: true, wait }),
+        Chardev::Client { path, reconnect_s: None } => {
+            Ok(Qmp::Unix { path, server: false, wait: false })
+        }
+        Chardev::Client { .. } => Err("QMP's client connects once: leave reconnect= out"),
+        Chardev::Null | Chardev::File { .. } | Chardev::Pty { .. } | Chardev::Pipe(_) => {
+            Err("QMP is spoken on socket or stdio")
+        }
     }
 }
 
@@ -72,7 +75,13 @@ fn qmp(chardev: Chardev) -> Option<Qmp> {
 pub(super) fn check_stdio(seen: &Seen) -> Result<()> {
     let monitors = seen.config.qmp.iter().filter(|qmp| **qmp == Qmp::Stdio).count();
     let serial = seen.config.serial.is_stdio();
-    let console = seen.config.ports().any(|port| port.chardev.is_stdio());
+    let consoles = seen.config.ports().filter(|port| port.chardev.is_stdio()).count();
+    if consoles > 1 {
+        let problem = "virtconsole: standard input and output are another port's: use pty, or \
+                       unix:PATH";
+        return Err(super::option("-device").error(problem));
+    }
+    let console = consoles > 0;
     if serial && console {
         let problem = "standard input and output are COM1's: say -serial null, or another chardev";
         return Err(super::option("-device").error(format!("virtconsole: {problem}")));

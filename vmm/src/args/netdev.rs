@@ -84,7 +84,9 @@ pub(super) fn take(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()>
     if properties.number("queues", u16::MAX.into())?.is_some_and(|queues| queues != 1) {
         return Err(option.error("queues: a card has one pair of queues here"));
     }
-    properties.take("sndbuf");
+    if properties.has("sndbuf") {
+        return Err(option.error("sndbuf= is not here: leave it out"));
+    }
     properties.finish()?;
     if seen.netdevs.iter().any(|other| other.id == id) {
         return Err(option.error(format!("id={id} is there already")));

@@ -81,10 +81,10 @@ pub(super) fn connect(seen: &mut Seen, option: &Opt) -> Result<()> {
             Virtio::UserVsock(socket) => (socket, "vhost-device-vsock"),
             _ => continue,
         };
-        let Chardev::Client { path, .. } = found else {
+        let Chardev::Client { path, reconnect_s: None } = found else {
             return Err(option.error(format!(
                 "{name}: chardev {id} is to be {program}'s socket: \
-                 -chardev socket,id={id},path=PATH"
+                 -chardev socket,id={id},path=PATH (a process that was gone is found by itself)"
             )));
         };
         *socket = path;

@@ -1,13 +1,16 @@
 //! Reading, as bytes come.
 
+use std::time::Duration;
+
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 
 use super::Taker;
+use crate::console;
 
 /// Reads `file` to its end, or until `pass` has had enough.
-pub(crate) fn read_all(file: impl AsFd, mut pass: impl FnMut(&[u8]) -> bool) {
+pub(super) fn read_all(file: impl AsFd, mut pass: impl FnMut(&[u8]) -> bool) {
     let mut buffer = [0; 4096];
     loop {
         match rustix::io::read(&file, &mut buffer) {
@@ -29,6 +32,26 @@ pub(crate) fn read_all(file: impl AsFd, mut pass: impl FnMut(&[u8]) -> bool) {
             // A terminal that was hung up.
             Err(_) => return,
         }
+    }
+}
+
+/// How often a terminal that another job has is looked at.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Reads standard input likewise. A terminal that is another job's has nothing for us, until it is
+/// ours again.
+pub(crate) fn read_terminal(mut pass: impl FnMut(&[u8]) -> bool) {
+    let mut wanted = true;
+    while wanted {
+        read_all(rustix::stdio::stdin(), |bytes| {
+            wanted = pass(bytes);
+            wanted
+        });
+        if !console::is_lent() {
+            return;
+        }
+        std::thread::sleep(AGAIN);
+        console::resume();
     }
 }
 

@@ -49,6 +49,8 @@ struct State {
     target: Option<Arc<Target>>,
     pending: VecDeque<u8>,
     tail: Tail,
+    // The target took nothing, and was complained of.
+    fails: bool,
     // The thread that passes on what is pending was started.
     has_thread: bool,
     // Is called, by that thread, when it is no longer full.
@@ -62,6 +64,7 @@ impl Output {
             target,
             pending: VecDeque::new(),
             tail: Tail::default(),
+            fails: false,
             has_thread: false,
             on_room: None,
         };
@@ -106,8 +109,14 @@ impl Output {
         while let (Some(target), false) = (&state.target, bytes.is_empty()) {
             match target.offer(bytes) {
                 Ok(0) => break,
-                Ok(count) => bytes = bytes.get(count..).unwrap_or(&[]),
-                Err(error) => self.0.lose(state, error),
+                Ok(count) => {
+                    bytes = bytes.get(count..).unwrap_or(&[]);
+                    state.fails = false;
+                }
+                Err(error) => {
+                    self.0.lose(state, error);
+                    return &[];
+                }
             }
         }
         bytes
@@ -256,6 +265,7 @@ impl Shared {
         }
         match result {
             Ok(count) => {
+                state.fails &= count == 0;
                 let count = count.min(state.pending.len());
                 state.pending.drain(..count);
                 if state.pending.is_empty() {
@@ -278,10 +288,16 @@ impl Shared {
         state.on_room.clone().filter(|_| over)
     }
 
-    /// Nobody is there any more.
+    /// Nobody is there any more, or a file takes nothing now.
     fn lose(&self, state: &mut State, error: Errno) {
-        if state.target.take().is_some_and(|target| !target.may_leave) {
-            let (user, error) = (self.user, io::Error::from(error));
+        let Some(target) = state.target.take() else { return };
+        let (user, error) = (self.user, io::Error::from(error));
+        if target.may_recover() {
+            if !std::mem::replace(&mut state.fails, true) {
+                console::say(&format!("{user}: output: {error}; it is lost until there is room"));
+            }
+            state.target = Some(target);
+        } else if !target.may_leave {
             console::say(&format!("{user}: output: {error}; the guest goes on without"));
         }
         self.forget(state);

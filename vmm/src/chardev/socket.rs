@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, (&'static str, io::Error)> {
             if !is_socket {
                 return Err(("something that is no socket is there", error));
             }
-            if UnixStream::connect(path).is_ok() {
+            if is_listened_to(path) {
                 return Err(("another process listens there", error));
             }
             std::fs::remove_file(path).map_err(failed("removing what is left there"))?;
@@ -33,6 +33,13 @@ pub fn listen(path: &Path) -> Result<UnixListener, (&'static str, io::Error)> {
         }
         result => result.map_err(failed("listening")),
     }
+}
+
+/// Whether a process has the socket at `path`. It does not hear that it was asked: this is no
+/// client, but a socket of another type, which is refused for that.
+fn is_listened_to(path: &Path) -> bool {
+    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    !asked.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Serves one client after the other; `on_first` is called when the first one is there.
@@ -116,10 +123,9 @@ impl Client {
                 talk(&target, output, taker);
             }
             let Some(pause) = self.reconnect else { return };
+            std::thread::sleep(pause);
             // Until it succeeds there is nobody to tell of it.
-            if self.connect().is_err() {
-                std::thread::sleep(pause);
-            }
+            let _ = self.connect();
         }
     }
 }

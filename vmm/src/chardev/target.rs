@@ -113,6 +113,13 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Whether it may take bytes again after an error: a disk that is full now.
+    pub(super) fn may_recover(&self) -> bool {
+        self.kind == Kind::File
+    }
+}
+
 impl AsFd for Target {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.fd {

@@ -21,6 +21,8 @@ const PAGE_REPORTING: u32 = 5;
 const PAGE: u64 = 4096;
 /// Page numbers that are looked at together.
 const BATCH: usize = 1024;
+/// Bytes of page numbers that a driver gives at once, at the most: Linux gives 1024.
+const NUMBERS_MAX: usize = 1 << 20;
 const INFLATE: usize = 0;
 const REPORT: usize = 2;
 
@@ -134,6 +136,9 @@ impl Server for Taker {
         for (number, ring) in rings.iter_mut().enumerate() {
             ring.drain(wake.memory(), |chain| {
                 match number {
+                    INFLATE if chain.readable.len() > NUMBERS_MAX => {
+                        return Err("more page numbers than any guest has use for");
+                    }
                     INFLATE => inflate(&chain.readable, wake.ram),
                     REPORT => report(&chain.writable, wake.ram),
                     // Deflated: the guest uses the pages again, and they come when they are

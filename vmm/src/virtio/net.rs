@@ -57,7 +57,10 @@ fn offloads(features: u64) -> Offloads {
         return Offloads::default();
     }
     let taken = pairs.iter().filter(|(feature, _)| features >> feature & 1 == 1);
-    Offloads(taken.map(|(_, offload)| offload).sum())
+    let taken: u32 = taken.map(|(_, offload)| offload).sum();
+    // The host refuses marks of segments where there are no segments.
+    let has_segments = taken & (Offloads::TSO4 | Offloads::TSO6) != 0;
+    Offloads(if has_segments { taken } else { taken & !Offloads::ECN })
 }
 
 impl Device for Card {
@@ -168,9 +171,9 @@ impl Cable {
                 self.starved = false;
                 Ok(false)
             }
-            Received::NoRoom => {
-                // Whoever brings buffers is to say so.
-                let more = ring.listen(memory)?;
+            Received::NoRoom { too_few } => {
+                // Whoever brings buffers is to say so: more than those that are too few.
+                let more = ring.listen_beyond(memory, too_few)?;
                 self.starved = !more;
                 Ok(more)
             }
@@ -185,7 +188,9 @@ impl Cable {
         if !self.waiting.is_empty() {
             return self.give_waiting(ring, memory);
         }
-        let Some(first) = next_chain(ring, memory)? else { return Ok(Received::NoRoom) };
+        let Some(first) = next_chain(ring, memory)? else {
+            return Ok(Received::NoRoom { too_few: 0 });
+        };
         // It is empty, or its interface went down.
         let Ok(count) = self.tap.receive(&first.writable, &mut self.overflow) else {
             ring.put_back();
@@ -214,8 +219,7 @@ impl Cable {
             first.writable.copy_to(&mut self.waiting);
         }
         self.waiting.extend(overflow);
-        chains.iter().for_each(|_| ring.put_back());
-        Ok(Received::NoRoom)
+        Ok(put_back(&chains, ring))
     }
 
     /// Gives the frame that waits to as many chains as it takes, if there are so many.
@@ -226,8 +230,7 @@ impl Cable {
     ) -> Result<Received, Broken> {
         let mut chains = Vec::new();
         if !gather(&mut chains, ring, memory, self.waiting.len())? {
-            chains.iter().for_each(|_| ring.put_back());
-            return Ok(Received::NoRoom);
+            return Ok(put_back(&chains, ring));
         }
         give(&chains, 0, &self.waiting, ring, memory)?;
         self.waiting.clear();
@@ -249,6 +252,13 @@ fn gather<'m>(
         chains.push(chain);
     }
     Ok(true)
+}
+
+/// These chains are too few.
+fn put_back(chains: &[Chain<'_>], ring: &mut Ring) -> Received {
+    chains.iter().for_each(|_| ring.put_back());
+    // No more than the ring has entries.
+    Received::NoRoom { too_few: u16::try_from(chains.len()).unwrap_or(u16::MAX) }
 }
 
 /// Gives a frame to these chains, the first `there` bytes of which are in the first one already.
@@ -278,7 +288,10 @@ fn give(
 enum Received {
     Frame,
     NoFrame,
-    NoRoom,
+    /// So many chains are there, and more are needed.
+    NoRoom {
+        too_few: u16,
+    },
 }
 
 /// The next chain with room for a frame's header, at least.

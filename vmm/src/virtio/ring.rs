@@ -94,7 +94,7 @@ impl Ring {
         let broken = |source| Broken::Ring { queue: number, source };
         let mut available = self.queue.iter(memory).map_err(broken)?;
         match available.next() {
-            Some(chain) => collect(chain, memory)
+            Some(chain) => collect(chain, self.queue.size(), memory)
                 .map(Some)
                 .map_err(|problem| Broken::Chain { queue: number, problem }),
             None => Ok(None),
@@ -202,6 +202,20 @@ impl Ring {
         self.queue.disable_notification(memory).map_err(|source| self.ring_error(source))
     }
 
+    /// Whether no more is to be done for the driver.
+    pub fn is_stopped(&self) -> bool {
+        self.interrupt.is_stopped()
+    }
+
+    /// As [`Self::listen`], when the next `ahead` chains alone are of no use.
+    pub fn listen_beyond(&mut self, memory: &GuestMemoryMmap, ahead: u16) -> Result<bool, Broken> {
+        let next = self.queue.next_avail();
+        self.queue.set_next_avail(next.wrapping_add(ahead));
+        let more = self.listen(memory);
+        self.queue.set_next_avail(next);
+        more
+    }
+
     /// The driver is to say when there is more; whether there is more already.
     pub fn listen(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
         if !self.queue.ready() {
@@ -212,8 +226,13 @@ impl Ring {
     }
 }
 
+/// Bytes of a chain, at the most (section 2.7.4).
+const CHAIN_MAX: u64 = 1 << 32;
+
+/// A chain of at most `most` descriptors: as many as its queue has (section 2.7.5.3.1).
 fn collect<'m>(
     chain: virtio_queue::DescriptorChain<&GuestMemoryMmap>,
+    most: u16,
     memory: &'m GuestMemoryMmap,
 ) -> Result<Chain<'m>, &'static str> {
     let mut collected = Chain {
@@ -221,9 +240,16 @@ fn collect<'m>(
         readable: Buffers::default(),
         writable: Buffers::default(),
     };
-    let mut complete = false;
+    let (mut complete, mut count, mut bytes) = (false, 0_u16, 0_u64);
     for descriptor in chain {
         complete = !descriptor.has_next();
+        (count, bytes) = (count.saturating_add(1), bytes + u64::from(descriptor.len()));
+        if count > most {
+            return Err("a chain of more descriptors than the queue has");
+        }
+        if bytes > CHAIN_MAX {
+            return Err("a chain of more than 4 GiB");
+        }
         let (buffers, access) = match descriptor.is_write_only() {
             true => (&mut collected.writable, Permissions::Write),
             false if !collected.writable.is_empty() => {

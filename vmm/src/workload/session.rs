@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::termios::tcgetwinsize;
 use tempfile::TempDir;
 
-use crate::chardev::read_all;
+use crate::chardev::read_terminal;
 use crate::{console, signals};
 
 /// How often, and how long, who has little time waits for who writes.
@@ -122,6 +122,9 @@ impl Session {
             self.send_size();
             return Heed::Done;
         }
+        if signal == libc::SIGCONT {
+            return Heed::Usual;
+        }
         if self.lock().closed {
             // The machine is gone, and what is left is to be read by somebody who does not.
             console::restore();
@@ -166,9 +169,7 @@ impl Session {
         if self.terminal {
             console::take_terminal(false);
         }
-        read_all(rustix::stdio::stdin(), |bytes| {
-            self.wait_for_window(bytes.len()) && self.send(Kind::Input, bytes)
-        });
+        read_terminal(|bytes| self.wait_for_window(bytes.len()) && self.send(Kind::Input, bytes));
         // Who is gone needs no end of the input.
         self.send(Kind::Input, &[]);
     }

@@ -106,7 +106,8 @@ impl Clerk {
                     return Err(ring.broken("a chain that changes while it is worked on"));
                 };
                 let mut bytes = [0; BATCH];
-                while !rest.is_empty() && !self.port.output.is_full() {
+                // A chain may be long, and a reset is not to wait for all of it.
+                while !rest.is_empty() && !self.port.output.is_full() && !ring.is_stopped() {
                     let count = rest.copy_to(&mut bytes);
                     self.port.output.put(bytes.get(..count).unwrap_or_default());
                     self.put += count;
@@ -121,7 +122,7 @@ impl Clerk {
                 ring.tell(memory)?;
             }
             // While it is full, the guest need not say that there is more.
-            if self.port.output.is_full() || !ring.listen(memory)? {
+            if self.port.output.is_full() || ring.is_stopped() || !ring.listen(memory)? {
                 return Ok(());
             }
         }

@@ -217,6 +217,23 @@ fn chains_that_no_driver_may_make_stop_the_device_until_a_reset() {
 }
 
 #[test]
+fn a_chain_has_no_more_descriptors_than_its_queue() {
+    for (count, is_taken) in [(8_u16, true), (9, false)] {
+        let driver = ready();
+        for index in 0..count {
+            let flags = if index + 1 < count { WRITE | NEXT } else { WRITE };
+            driver.descriptor(32 + u64::from(index), BUFFER, 1, flags, index + 1);
+        }
+        driver.descriptor(0, u64::from(DESC) + 32 * 16, 16 * u32::from(count), INDIRECT, 0);
+        driver.offer(&[0], 1);
+        match is_taken {
+            true => assert_eq!(driver.used(0, 1), 8),
+            false => driver.breaks(),
+        }
+    }
+}
+
+#[test]
 fn a_queue_that_is_taken_away_in_use_stops_the_device() {
     let driver = ready();
     driver.write(VIRTIO_MMIO_QUEUE_READY, 0);

@@ -61,9 +61,9 @@ pub enum Error {
     /// A descriptor that was handed over.
     #[error("-netdev tap,fd={0}: no open descriptor of a tap or macvtap")]
     NotATap(i32),
-    /// A tap whose frames have no header.
-    #[error("-netdev tap,fd={0}: open it with IFF_VNET_HDR (ip tuntap add .. vnet_hdr)")]
-    NoHeader(i32),
+    /// One whose frames are not whole, or have another header.
+    #[error("-netdev tap,fd={0}: open it with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
+    OtherFrames(i32),
 }
 
 /// The host's end.
@@ -125,8 +125,8 @@ impl Tap {
         let tap = Self { file: File::from(unsafe { OwnedFd::from_raw_fd(fd) }) };
         let mut request = Request::new("");
         tap.control(libc::TUNGETIFF, (&raw mut request).cast()).map_err(|_| Error::NotATap(fd))?;
-        if request.flags & VNET_HEADER == 0 {
-            return Err(Error::NoHeader(fd));
+        if request.flags & FLAGS != FLAGS {
+            return Err(Error::OtherFrames(fd));
         }
         let flags = fcntl_getfl(&tap.file).map_err(|_| Error::NotATap(fd))?;
         fcntl_setfl(&tap.file, flags | OFlags::NONBLOCK).map_err(|_| Error::NotATap(fd))?;

@@ -5,8 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
 use super::*;
-use crate::virtio::driver::{BUFFER, Driver, NEXT, WRITE};
+use crate::virtio::driver::{BUFFER, Driver, NEXT, USED, WRITE};
 
 /// The device without a tap's own settings.
 struct Wire {
@@ -33,11 +35,15 @@ impl Device for Wire {
 }
 
 fn driver(merges: bool) -> (Driver, UnixDatagram) {
+    driver_with(merges, 0)
+}
+
+fn driver_with(merges: bool, features: u32) -> (Driver, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let tap = Arc::new(Tap::of(File::from(OwnedFd::from(ours))));
-    (Driver::ready(Arc::new(Wire { tap, merges }), 0), theirs)
+    (Driver::ready(Arc::new(Wire { tap, merges }), features), theirs)
 }
 
 fn frame(length: usize) -> Vec<u8> {
@@ -47,6 +53,8 @@ fn frame(length: usize) -> Vec<u8> {
 #[test]
 fn what_the_driver_takes_over_needs_checksums() {
     assert_eq!(offloads(1 << VIRTIO_NET_F_GUEST_TSO4), Offloads(0));
+    // Linux refuses marks of congestion without segments.
+    assert_eq!(offloads(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_ECN), Offloads(1));
     assert_eq!(offloads(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO6), Offloads(5));
     assert_eq!(offloads(u64::MAX), Offloads(31));
 }
@@ -121,6 +129,26 @@ fn a_frame_waits_whole_for_the_chains_that_it_takes() {
     }
     assert_eq!(got[10..12], [4, 0]);
     assert_eq!(got[12..], sent[12..]);
+}
+
+#[test]
+fn a_frame_that_waits_asks_for_more_chains_than_there_are() {
+    // With VIRTIO_F_EVENT_IDX the device writes down, after the used ring, which chain is to wake
+    // it. One that is there already would keep it busy.
+    let (driver, host) = driver_with(true, 1 << VIRTIO_RING_F_EVENT_IDX);
+    for chain in 0..3 {
+        driver.descriptor_of(0, chain, BUFFER + 0x1000 * chain, 400, WRITE, 0);
+    }
+    driver.offer_next(0, 0);
+    driver.offer_next(0, 1);
+    host.send(&frame(1000)).unwrap();
+    driver.wait(|driver| {
+        let mut event = [0; 2];
+        driver.ram.read(u64::from(USED) + 4 + 8 * 8, &mut event).unwrap();
+        u16::from_le_bytes(event) == 2
+    });
+    driver.offer_next(0, 2);
+    driver.used(0, 3);
 }
 
 #[test]
