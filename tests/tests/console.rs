@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use regression::products::product;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
 /// Far above what anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -278,26 +281,165 @@ fn a_machine_comes_as_a_client() {
     check_end(child);
 }
 
+/// A terminal with a shell on it that controls jobs.
+struct Screen {
+    child: Child,
+    terminal: File,
+    /// What was seen, and not yet waited for.
+    seen: String,
+}
+
+impl Screen {
+    /// Runs `script`, whose arguments are a machine's command line.
+    fn start(script: &str, machine: &Command) -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let ours = openpt(flags).unwrap();
+        unlockpt(&ours).unwrap();
+        let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
+        let end = || Stdio::from(theirs.try_clone().unwrap());
+        let mut shell = Command::new("setsid");
+        shell.args(["--ctty", "--wait", "sh", "-c", script, "sh"]);
+        shell.arg(machine.get_program()).args(machine.get_args());
+        let child = shell.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        Self { child, terminal: File::from(ours), seen: String::new() }
+    }
+
+    /// Waits for `word`; what was seen until then.
+    fn wait_for(&mut self, word: &str) -> String {
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some((before, after)) = self.seen.split_once(word) {
+                let (before, after) = (before.to_owned(), after.to_owned());
+                self.seen = after;
+                return before;
+            }
+            match self.terminal.read(&mut bytes) {
+                Ok(count @ 1..) => self.seen += &String::from_utf8_lossy(&bytes[..count]),
+                _ => panic!("no {word} in {}", self.seen),
+            }
+        }
+    }
+
+    fn type_in(&mut self, keys: &[u8]) {
+        self.terminal.write_all(keys).unwrap();
+    }
+
+    /// Waits until keys come as they are pressed, or by the line.
+    fn wait_for_mode(&self, by_line: bool) {
+        wait_until("the terminal's mode", || {
+            let mode = tcgetattr(&self.terminal).unwrap().local_modes;
+            mode.contains(LocalModes::ICANON) == by_line
+        });
+    }
+
+    /// Waits for `word`, before which `stty -a` shows a terminal as shells want it.
+    fn check_mode(&mut self, word: &str) {
+        let seen = self.wait_for(word);
+        let modes: Vec<&str> = seen.split_ascii_whitespace().collect();
+        assert!(["icanon", "isig", "echo"].iter().all(|mode| modes.contains(mode)), "{seen}");
+    }
+
+    /// Talks with a payload that echoes; the terminal does not.
+    fn talk(&mut self) {
+        self.wait_for_mode(false);
+        self.type_in(b"hello\n");
+        let seen = self.wait_for("echo=hello");
+        assert!(!seen.contains("hello"), "{seen}");
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn a_machine_in_the_background_leaves_the_terminal_to_the_shell() {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let ours = openpt(flags).unwrap();
-    unlockpt(&ours).unwrap();
-    let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
-    let end = || Stdio::from(theirs.try_clone().unwrap());
-    let machine = payload("halt", "stdio");
-    // A shell with job control, whose terminal this is.
     let script = "set -m; \"$@\" & sleep 1; stty -a; kill -9 $!; echo over";
-    let mut shell = Command::new("setsid");
-    shell.args(["--ctty", "--wait", "sh", "-c", script, "sh"]);
-    shell.arg(machine.get_program()).args(machine.get_args());
-    let mut child = shell.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-    drop((shell, theirs));
-    let (mut screen, mut seen, mut bytes) = (File::from(ours), String::new(), [0; 4096]);
-    while let (false, Ok(count @ 1..)) = (seen.contains("over"), screen.read(&mut bytes)) {
-        seen += &String::from_utf8_lossy(&bytes[..count]);
+    Screen::start(script, &payload("halt", "stdio")).check_mode("over");
+}
+
+#[test]
+fn a_machine_that_is_stopped_gives_the_terminal_back_and_takes_it_again() {
+    let script = "set -m; \"$@\"; stty -a; echo stopped; read line; fg >/dev/null; \
+                  echo status=$?; stty -a; echo over";
+    let mut screen = Screen::start(script, &payload("echo leave=power-off", "stdio"));
+    screen.wait_for("guest-echo-ready");
+    screen.type_in(b"\x1a");
+    screen.check_mode("stopped");
+    screen.type_in(b"\n");
+    screen.talk();
+    screen.wait_for("status=0");
+    screen.check_mode("over");
+}
+
+#[test]
+fn a_machine_that_goes_on_in_the_background_can_be_ended_and_brought_back() {
+    let machine = payload("echo leave=power-off", "stdio");
+    let script = "set -m; \"$@\"; bg >/dev/null; sleep 1; kill -INT %1; wait %1; \
+                  echo status=$?; stty -a; echo over";
+    let mut screen = Screen::start(script, &machine);
+    screen.wait_for("guest-echo-ready");
+    screen.type_in(b"\x1a");
+    screen.wait_for("status=130");
+    screen.check_mode("over");
+    let script = "set -m; \"$@\" & sleep 1; fg >/dev/null; echo status=$?; stty -a; echo over";
+    let mut screen = Screen::start(script, &machine);
+    screen.wait_for("guest-echo-ready");
+    screen.talk();
+    screen.wait_for("status=0");
+    screen.check_mode("over");
+}
+
+#[test]
+fn a_machine_that_nobody_would_continue_is_not_stopped() {
+    // Its parent has no terminal: there are no jobs to control.
+    let mut screen = Screen::start("exec \"$@\"", &payload("echo leave=power-off", "stdio"));
+    screen.wait_for("guest-echo-ready");
+    screen.wait_for_mode(false);
+    screen.type_in(b"\x1a");
+    std::thread::sleep(Duration::from_millis(200));
+    screen.talk();
+}
+
+/// How a process ended; nothing when it had to be killed.
+fn ended_within(mut child: Child, limit: Duration) -> Option<std::process::ExitStatus> {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
+    child.kill().unwrap();
     child.wait().unwrap();
-    let modes: Vec<&str> = seen.split_ascii_whitespace().collect();
-    assert!(["icanon", "isig", "echo"].iter().all(|mode| modes.contains(mode)), "{seen}");
+    None
+}
+
+#[test]
+fn a_machine_whose_messages_nobody_reads_heeds_signals() {
+    // Its console and its messages go to one pipe, which is full.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = payload(&format!("print={MANY_LINES:#x}"), "stdio");
+    command.stdout(writer.try_clone().unwrap()).stderr(writer.try_clone().unwrap());
+    let child = command.spawn().unwrap();
+    drop(command);
+    let written = || rustix::io::ioctl_fionread(&reader).unwrap();
+    wait_until("the pipe is full", || written() > PIPE);
+    // To the last byte, by a description of its own: the machine's waits.
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut rest = File::options().write(true).custom_flags(nonblocking).open(path).unwrap();
+    while rest.write(b".").is_ok() {}
+    let kill = || {
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    };
+    kill();
+    std::thread::sleep(Duration::from_secs(2));
+    kill();
+    let status = ended_within(child, Duration::from_secs(20));
+    assert_eq!(status.and_then(|status| status.signal()), Some(15));
 }

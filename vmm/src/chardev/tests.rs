@@ -1,12 +1,13 @@
 //! Every kind of character device, with somebody at its other end.
 
-use std::io::{PipeReader, Read, Write};
+use std::io::{PipeReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use super::*;
 use crate::control::RunState;
@@ -77,6 +78,48 @@ fn a_file_is_cut_off_or_appended_to() {
     let config = config::Chardev::File { path: folder.path().join("no/out"), append: false };
     let error = Chardev::open(&config, "-serial").map(drop).unwrap_err().to_string();
     assert!(error.starts_with("-serial: opening '") && error.contains("no/out"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_full_takes_what_comes_when_there_is_room() {
+    // What cannot grow is full; it has room again where it is overwritten.
+    let file = memfd_create("full", MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&file, 4).unwrap();
+    fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+    let file = File::from(file);
+    let output = Output::file(file.try_clone().unwrap());
+    for bytes in [b"kept", b"lost", b"this"] {
+        output.put(bytes);
+    }
+    (&file).seek(SeekFrom::Start(0)).unwrap();
+    output.put(b"more");
+    (&file).seek(SeekFrom::Start(0)).unwrap();
+    assert_eq!(read_exactly(&file, 4), b"more");
+}
+
+#[test]
+fn whoever_looks_for_a_listener_is_no_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = listen(&path).unwrap();
+    let (doing, _) = listen(&path).map(drop).unwrap_err();
+    assert_eq!(doing, "another process listens there");
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().map(drop).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    drop(listener);
+    listen(&path).unwrap();
+}
+
+#[test]
+fn a_server_that_sends_its_client_away_is_not_come_back_to_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let _chardev = start(&config::Chardev::Client { path, reconnect_s: Some(1) });
+    drop(listener.accept().unwrap());
+    let start = Instant::now();
+    drop(listener.accept().unwrap());
+    assert!(start.elapsed() >= Duration::from_millis(900), "{:?}", start.elapsed());
 }
 
 #[test]
