@@ -135,7 +135,13 @@ impl Machine {
         let fw_cfg = items.map(|items| FwCfg::new(items, ram.clone()));
         let doorbells = Arc::new(Doorbells(vm.clone()));
         let plugs = Plugs { com1, virtio: devices, registers: &registers, doorbells };
-        let board = Board::new(config, fw_cfg, plugs, ram, Injector(vm.clone()))?;
+        let board = Board::new(
+            config,
+            fw_cfg,
+            plugs,
+            ram,
+            Injector { vm: vm.clone(), pulses: Mutex::new(()) },
+        )?;
         step(trace, "registers and board");
         let (on_panic, ram) = (config.actions.panic, ram.clone());
         let (begun, _registers) = (false, registers);
@@ -299,24 +305,30 @@ fn create_cpus(vm: &VmFd, cpuid: &mut Cpuid, cpus: u8) -> Result<Vec<Vcpu>, Erro
 
 /// Hands the I/O APIC's messages to KVM. What KVM refuses (a message to nobody, say) is lost, as
 /// on hardware.
-struct Injector(Arc<VmFd>);
+struct Injector {
+    vm: Arc<VmFd>,
+    /// Held from a pin's rise to its fall: of two threads of a device, the second would raise what
+    /// is up already, which is no edge, and its interrupt would be lost.
+    pulses: Mutex<()>,
+}
 
 impl Messages for Injector {
     fn send(&self, message: Message) {
         let Message { address, data } = message;
-        let _ = self.0.signal_msi(kvm_msi { address_lo: address, data, ..Default::default() });
+        let _ = self.vm.signal_msi(kvm_msi { address_lo: address, data, ..Default::default() });
     }
 
     fn watch(&self, levels: &[(u32, Message)]) {
         let routes: Vec<_> = levels.iter().map(|(pin, message)| route(*pin, *message)).collect();
         if let Ok(routes) = KvmIrqRouting::from_entries(&routes) {
-            let _ = self.0.set_gsi_routing(&routes);
+            let _ = self.vm.set_gsi_routing(&routes);
         }
     }
 
     fn pulse(&self, pin: u32) {
+        let _pulse = self.pulses.lock().unwrap_or_else(PoisonError::into_inner);
         for level in [true, false] {
-            let _ = self.0.set_irq_line(pin, level);
+            let _ = self.vm.set_irq_line(pin, level);
         }
     }
 }
