@@ -343,7 +343,8 @@ impl Screen {
     fn talk(&mut self) {
         self.wait_for_mode(false);
         self.type_in(b"hello\n");
-        let seen = self.wait_for("echo=hello");
+        self.wait_for("hello");
+        let seen = self.wait_for("guest-facts-end");
         assert!(!seen.contains("hello"), "{seen}");
     }
 }
@@ -366,7 +367,7 @@ fn a_machine_that_is_stopped_gives_the_terminal_back_and_takes_it_again() {
     let script = "set -m; \"$@\"; stty -a; echo stopped; read line; fg >/dev/null; \
                   echo status=$?; stty -a; echo over";
     let mut screen = Screen::start(script, &payload("echo leave=power-off", "stdio"));
-    screen.wait_for("guest-echo-ready");
+    screen.wait_for("echo=");
     screen.type_in(b"\x1a");
     screen.check_mode("stopped");
     screen.type_in(b"\n");
@@ -381,13 +382,13 @@ fn a_machine_that_goes_on_in_the_background_can_be_ended_and_brought_back() {
     let script = "set -m; \"$@\"; bg >/dev/null; sleep 1; kill -INT %1; wait %1; \
                   echo status=$?; stty -a; echo over";
     let mut screen = Screen::start(script, &machine);
-    screen.wait_for("guest-echo-ready");
+    screen.wait_for("echo=");
     screen.type_in(b"\x1a");
     screen.wait_for("status=130");
     screen.check_mode("over");
     let script = "set -m; \"$@\" & sleep 1; fg >/dev/null; echo status=$?; stty -a; echo over";
     let mut screen = Screen::start(script, &machine);
-    screen.wait_for("guest-echo-ready");
+    screen.wait_for("echo=");
     screen.talk();
     screen.wait_for("status=0");
     screen.check_mode("over");
@@ -397,7 +398,7 @@ fn a_machine_that_goes_on_in_the_background_can_be_ended_and_brought_back() {
 fn a_machine_that_nobody_would_continue_is_not_stopped() {
     // Its parent has no terminal: there are no jobs to control.
     let mut screen = Screen::start("exec \"$@\"", &payload("echo leave=power-off", "stdio"));
-    screen.wait_for("guest-echo-ready");
+    screen.wait_for("echo=");
     screen.wait_for_mode(false);
     screen.type_in(b"\x1a");
     std::thread::sleep(Duration::from_millis(200));
