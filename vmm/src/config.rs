@@ -107,6 +107,8 @@ pub struct Backend {
     pub merge: bool,
     /// It is part of this process's core dump.
     pub dump: bool,
+    /// The host is to back it by huge pages where it can: fewer page faults, more memory.
+    pub huge: bool,
     /// The host is to refuse at once what it could not hold.
     pub reserve: bool,
 }
@@ -149,6 +151,7 @@ impl Default for Backend {
             prealloc: false,
             merge: true,
             dump: true,
+            huge: true,
             reserve: false,
         }
     }

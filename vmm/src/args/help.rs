@@ -139,6 +139,7 @@ pub(super) fn machine_properties() -> String {
             "kernel-cache",
             "off (default), on: a bzImage is unpacked once, on the host; auto: if possible",
         ),
+        ("huge-pages", "on (default), off: guest RAM in pages of 4 KiB, less of it and slower"),
         ("firmware", "FILE, as -bios"),
         ("kernel", "FILE, as -kernel"),
         ("initrd", "FILE, as -initrd"),

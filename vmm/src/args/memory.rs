@@ -36,6 +36,8 @@ pub(super) struct Wishes {
     merge: Option<bool>,
     /// `-M dump-guest-core`.
     dump: Option<bool>,
+    /// `-M huge-pages`.
+    huge: Option<bool>,
     node: Option<Node>,
     /// `-mem-path`.
     pub(super) path: Option<PathBuf>,
@@ -102,6 +104,7 @@ impl Wishes {
             "memory-backend" => self.backend = Some(value.into()),
             "mem-merge" => self.merge = Some(switch()?),
             "dump-guest-core" => self.dump = Some(switch()?),
+            "huge-pages" => self.huge = Some(switch()?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -207,6 +210,7 @@ impl Wishes {
         // QEMU makes the machine-wide switches the objects' defaults.
         let merge = self.merge.unwrap_or(default.merge);
         let dump = self.dump.unwrap_or(default.dump);
+        let huge = self.huge.unwrap_or(default.huge);
         match (object, self.path) {
             (Some(object), _) => Backend {
                 option: format!("-object {}", object.id),
@@ -215,6 +219,7 @@ impl Wishes {
                 prealloc: object.prealloc.unwrap_or(self.prealloc),
                 merge: object.merge.unwrap_or(merge),
                 dump: object.dump.unwrap_or(dump),
+                huge,
                 reserve: object.reserve,
             },
             (None, Some(path)) => Backend {
@@ -223,10 +228,11 @@ impl Wishes {
                 prealloc: self.prealloc,
                 merge,
                 dump,
+                huge,
                 reserve: true,
                 ..default
             },
-            (None, None) => Backend { prealloc: self.prealloc, merge, dump, ..default },
+            (None, None) => Backend { prealloc: self.prealloc, merge, dump, huge, ..default },
         }
     }
 }

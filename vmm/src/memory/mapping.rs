@@ -124,7 +124,8 @@ impl Mapping {
             // SAFETY: the range is this mapping's. None of the advice changes what it holds.
             unsafe { libc::madvise(self.start.cast(), self.size, advice) };
         };
-        advise(libc::MADV_HUGEPAGE);
+        // The host's default may be either.
+        advise(if backend.huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
         if backend.merge {
             advise(libc::MADV_MERGEABLE);
         }

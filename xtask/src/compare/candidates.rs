@@ -53,6 +53,8 @@ const IRQCHIP: &str = "microvm,kernel-irqchip=on";
 const LEAN: &str = "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off";
 /// Ours, with bzImages unpacked once.
 const CACHED: &str = "microvm,kernel-cache=on";
+/// Ours, with guest memory in pages of 4 KiB.
+const SMALL_PAGES: &str = "microvm,huge-pages=off";
 /// QEMU's option ROMs, for those BIOSes that load kernels by them.
 const ROMS: [&str; 3] = ["linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin"];
 /// What makes a container of a process: its own users, processes, mounts, network and names.
@@ -102,6 +104,10 @@ pub fn ours(guest: Guest<'_>) -> Result<Vec<Candidate>> {
     let bios = workspace::product(build::BIOS)?;
     let mut ways =
         vec![("microvm, directly", "microvm", None), ("microvm, our BIOS", "microvm", Some(&bios))];
+    if guest.form == "vmlinux" {
+        ways.push(("microvm, small pages, directly", SMALL_PAGES, None));
+        ways.push(("microvm, small pages, our BIOS", SMALL_PAGES, Some(&bios)));
+    }
     if guest.form == "bzImage" {
         // The start that warms up fills the cache.
         ways.push(("microvm, kernel cache, directly", CACHED, None));

@@ -62,6 +62,7 @@ fn defaults_are_qemu_s() {
         prealloc: false,
         merge: true,
         dump: true,
+        huge: true,
         reserve: true,
     };
     assert_eq!(backend(&format!("-m 64M {MEMFD} -M memory-backend=m")), memfd);
@@ -107,6 +108,8 @@ fn switches_are_taken() {
     assert!(with("prealloc=on,prealloc-threads=4").prealloc);
     let rest = with("merge=off,dump=off,reserve=off,policy=default");
     assert!(!rest.merge && !rest.dump && !rest.reserve);
+    assert!(rest.huge && !backend("-M huge-pages=off").huge);
+    assert!(!backend(&format!("{MEMFD} -m 64M -M memory-backend=m,huge-pages=off")).huge);
     // Switches of the machine are the defaults of the objects.
     let line = |more| format!("-m 64M {MEMFD}{more} -mem-prealloc -M mem-merge=off");
     let by_machine = |more| backend(&format!("{},memory-backend=m", line(more)));
