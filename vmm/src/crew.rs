@@ -1,5 +1,6 @@
 //! The CPUs of a running machine: a thread each, until one of them ends the run.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -25,6 +26,9 @@ pub struct Crew<'a, M> {
     pub control: &'a Control,
     trace: Option<Mutex<&'a mut Trace>>,
     progress: Mutex<Progress>,
+    /// What a trace knows already: the guest has run, and written to COM1.
+    has_run: AtomicBool,
+    has_spoken: AtomicBool,
     on_panic: PanicAction,
     /// How it ended: what the first CPU that left had to say.
     end: Mutex<Option<Result<End, Error>>>,
@@ -54,6 +58,8 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
             control,
             trace: trace.map(Mutex::new),
             progress: Mutex::new(Progress { last: None, in_kernel: direct }),
+            has_run: AtomicBool::new(false),
+            has_spoken: AtomicBool::new(false),
             on_panic,
             end: Mutex::default(),
         }
@@ -109,7 +115,9 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
 
     /// The guest wrote to a port: perhaps its first byte on COM1.
     pub fn mark_output(&self, port: u16) {
-        if port == ports::COM1 && self.trace.is_some() && self.board.com1.is_written() {
+        let is_news = port == ports::COM1 && self.trace.is_some();
+        if is_news && !self.has_spoken.load(Ordering::Relaxed) && self.board.com1.is_written() {
+            self.has_spoken.store(true, Ordering::Relaxed);
             self.mark_first(Stage::Console);
         }
     }
@@ -155,7 +163,9 @@ impl<'a, M: Messages + 'static> Crew<'a, M> {
     pub fn checkpoint(&self) -> Verdict {
         let verdict = self.control.checkpoint();
         // The machine may have waited for `cont` until now.
-        if let (Some(trace), Verdict::Go) = (&self.trace, verdict) {
+        if let (Some(trace), Verdict::Go) = (&self.trace, verdict)
+            && !self.has_run.swap(true, Ordering::Relaxed)
+        {
             lock(trace).first_run();
         }
         verdict

@@ -33,9 +33,13 @@ use crate::farewell;
 use crate::fw_cfg::{FwCfg, Item, Items};
 use crate::image::Images;
 use crate::memory::GuestRam;
-use crate::trace::{FILTER_STEP, Trace, step};
+use crate::trace::{FILTER_STEP, Timer, Trace, step};
 use crate::vcpu::{self, End, Vcpu};
 use crate::virtio::{self, registers};
+
+/// What is done while KVM makes the virtual machine.
+const CPUID_STEP: &str = "KVM_GET_SUPPORTED_CPUID";
+const IMAGES_STEP: &str = "images";
 
 /// Why a machine cannot be set up or run.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +87,8 @@ impl Machine {
     /// matters by milliseconds: memory before interrupt chips and CPUs, and nothing with event
     /// descriptors before either. So does what is done meanwhile: KVM_CREATE_VM starts a kernel
     /// thread and may sleep for ten milliseconds until that is in its control group (Linux 6.0 on,
-    /// without the mount option `favordynmods`), and the images are read in that time.
+    /// without the mount option `favordynmods`), and what needs no virtual machine is done in that
+    /// time.
     pub fn new(
         config: &Config,
         images: &Images,
@@ -92,38 +97,18 @@ impl Machine {
         trace: &mut Option<Trace>,
     ) -> Result<Self, Error> {
         let kvm = accel::open()?;
-        let acpi = config.acpi.then(|| acpi::Tables::new(config));
-        let source = boot::Source { config, images, acpi: acpi.as_ref() };
-        let (prepared, vm) = beside(
-            || boot::prepare(&source, ram),
-            || {
-                let vm = accel::create_vm(&kvm);
-                step(trace, "KVM_CREATE_VM");
-                vm
-            },
-        );
-        let (vm, (state, mut items)) = (Arc::new(vm?), prepared?);
-        step(trace, "the rest of the images");
-        if trace.is_some() {
-            // Later, a grace period of others would have to end before.
-            watch_early_kernel(&vm);
-            step(trace, FILTER_STEP);
-        }
-        if accel::is_intel() {
-            place_kvm_pages(&vm)?;
-        }
         let registers = Arc::default();
-        give_memory(&vm, ram, &registers)?;
-        step(trace, "KVM memory slots");
-        match config.irqchip() {
-            Irqchip::Split => split_irqchip(&vm)?,
-            Irqchip::Kernel => {
-                vm.create_irq_chip().map_err(broken("making its interrupt chips"))?
-            }
-        }
-        step(trace, "interrupt chip");
-        let mut cpuid = describe_cpu(&kvm, &config.cpu)?;
-        step(trace, "KVM_GET_SUPPORTED_CPUID");
+        let timer = Timer::new(trace);
+        let ((cpuid, prepared), vm) = beside(
+            || {
+                let cpuid = timer.time(CPUID_STEP, || describe_cpu(&kvm, &config.cpu));
+                (cpuid, timer.time(IMAGES_STEP, || prepare(config, images, ram)))
+            },
+            || create_vm(&kvm, config, (ram, &registers), trace),
+        );
+        timer.report(trace);
+        let (vm, (state, mut items), mut cpuid) = (Arc::new(vm?), prepared?, cpuid?);
+        step(trace, "the rest of CPUID and images");
         let mut cpus = create_cpus(&vm, &mut cpuid, config.cpus)?;
         step(trace, "CPUs");
 
@@ -216,6 +201,43 @@ fn beside<A: Send, B>(first: impl Fn() -> A + Sync, second: impl FnOnce() -> B) 
         };
         (first, second)
     })
+}
+
+/// Fills guest memory in for the boot.
+fn prepare(
+    config: &Config,
+    images: &Images,
+    ram: &GuestRam,
+) -> Result<(InitState, Option<Items>), boot::Error> {
+    let acpi = config.acpi.then(|| acpi::Tables::new(config));
+    boot::prepare(&boot::Source { config, images, acpi: acpi.as_ref() }, ram)
+}
+
+/// Makes the virtual machine, with its memory and interrupt chips.
+fn create_vm(
+    kvm: &Kvm,
+    config: &Config,
+    (ram, registers): (&GuestRam, &registers::Page),
+    trace: &mut Option<Trace>,
+) -> Result<VmFd, accel::Error> {
+    let vm = accel::create_vm(kvm)?;
+    step(trace, "KVM_CREATE_VM");
+    if trace.is_some() {
+        // Later, a grace period of others would have to end before.
+        watch_early_kernel(&vm);
+        step(trace, FILTER_STEP);
+    }
+    if accel::is_intel() {
+        place_kvm_pages(&vm)?;
+    }
+    give_memory(&vm, ram, registers)?;
+    step(trace, "KVM memory slots");
+    match config.irqchip() {
+        Irqchip::Split => split_irqchip(&vm)?,
+        Irqchip::Kernel => vm.create_irq_chip().map_err(broken("making its interrupt chips"))?,
+    }
+    step(trace, "interrupt chip");
+    Ok(vm)
 }
 
 /// Offers the file that the firmware writes its stamps to; the file's bytes.

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use abi::boot_trace::BootTrace;
 use abi::post;
@@ -72,6 +73,7 @@ pub struct Trace {
     /// What the process had used of a CPU by then: the kernel's exec, and the loader.
     exec_ns: u64,
     setup: Vec<Step>,
+    meanwhile: Vec<Meanwhile>,
     boots: Vec<Boot>,
     /// Starts of the machine that are not in there any more.
     boots_dropped: u64,
@@ -91,10 +93,46 @@ struct Step {
     bytes: u64,
 }
 
+/// A part of the set-up that another thread does beside the steps.
+#[derive(Clone, Copy, Debug)]
+struct Meanwhile {
+    name: &'static str,
+    start_ns: u64,
+    end_ns: u64,
+}
+
+/// Takes the times of what another thread does, if there is a trace.
+pub struct Timer(Option<Mutex<Vec<Meanwhile>>>);
+
+impl Timer {
+    /// For what goes on beside the next steps of `trace`.
+    pub fn new(trace: &Option<Trace>) -> Self {
+        Self(trace.as_ref().map(|_| Mutex::default()))
+    }
+
+    /// Does `work`.
+    pub fn time<T>(&self, name: &'static str, work: impl FnOnce() -> T) -> T {
+        let Some(times) = &self.0 else { return work() };
+        let start_ns = now();
+        let result = work();
+        let meanwhile = Meanwhile { name, start_ns, end_ns: now() };
+        times.lock().unwrap_or_else(PoisonError::into_inner).push(meanwhile);
+        result
+    }
+
+    /// Has the trace know.
+    pub fn report(self, trace: &mut Option<Trace>) {
+        if let (Some(times), Some(trace)) = (self.0, trace) {
+            trace.meanwhile = times.into_inner().unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Boot {
     direct: bool,
     setup: Vec<Step>,
+    meanwhile: Vec<Meanwhile>,
     placed: Vec<(&'static str, Range)>,
     setup_end_ns: u64,
     first_run_ns: u64,
@@ -114,6 +152,7 @@ struct End {
     ns: u64,
     exits: u64,
     page_faults: u64,
+    bytes: u64,
 }
 
 /// A guest may write POST codes and restart as long as it likes; it does not get more of this
@@ -193,8 +232,18 @@ impl Trace {
         // What was used since then belongs to this program.
         let exec_ns = clock(ClockId::ProcessCPUTime).saturating_sub(now() - start_ns);
         let (setup, boots, counts) = (Vec::new(), Vec::new(), Vec::new());
-        let file = None;
-        Self { file, start_ns, exec_ns, setup, boots, boots_dropped: 0, exits: 0, counts }
+        let (file, meanwhile) = (None, Vec::new());
+        Self {
+            file,
+            start_ns,
+            exec_ns,
+            setup,
+            meanwhile,
+            boots,
+            boots_dropped: 0,
+            exits: 0,
+            counts,
+        }
     }
 
     fn step(&mut self, name: &'static str) {
@@ -214,6 +263,7 @@ impl Trace {
         self.boots.push(Boot {
             direct,
             setup,
+            meanwhile: std::mem::take(&mut self.meanwhile),
             placed: placed.to_vec(),
             setup_end_ns: ns,
             first_run_ns: ns,
@@ -273,7 +323,8 @@ impl Trace {
     /// This start of the machine is over. KVM's own counts for it: exits, and pages that it mapped
     /// into the guest when the guest touched them.
     pub fn kvm_counts(&mut self, exits: Option<u64>, page_faults: Option<u64>) {
-        let end = End { ns: now(), exits: self.exits, page_faults: self::page_faults() };
+        let (page_faults_now, bytes) = (self::page_faults(), bytes_put());
+        let end = End { ns: now(), exits: self.exits, page_faults: page_faults_now, bytes };
         if let Some(boot) = self.boots.last_mut() {
             boot.end = Some(end);
             boot.kvm_exits = exits;
@@ -303,13 +354,16 @@ impl Trace {
         const ROUNDS: u64 = 64;
         let mut scratch = Self::new(self.start_ns);
         scratch.counts = self.counts.clone();
+        let mut scratch = Mutex::new(scratch);
         let start = now();
         for _ in 0..ROUNDS {
+            // CPUs share it.
+            let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
             self.counts.last().inspect(|(exit, device, _)| scratch.count(*exit, device));
         }
         let counted = now();
         for _ in 0..ROUNDS {
-            scratch.step("none");
+            scratch.get_mut().unwrap_or_else(PoisonError::into_inner).step("none");
         }
         let stamped = now();
         let stamps: usize = self.boots.iter().map(|boot| boot.setup.len() + boot.marks.len()).sum();

@@ -26,16 +26,11 @@ pub fn waterfall(trace: &Value, start_ns: u64) -> Option<String> {
     let total = bars.last()?.end.max(1);
     let mut text =
         format!("{:26}{:>10}{:>7}{:>8}{:>11}\n", "stage", "ms", "exits", "faults", "bytes");
-    for Bar { name, start, end, exits, page_faults, bytes } in &bars {
-        let count = |count: &Option<u64>| count.map_or("-".to_owned(), |count| count.to_string());
-        let microseconds = (end - start) / 1000;
-        let time = format!("{}.{:03}", microseconds / 1000, microseconds % 1000);
-        let skip = usize::try_from(start * WIDTH / total).unwrap_or(0);
-        let length = usize::try_from((end * WIDTH / total).saturating_sub(start * WIDTH / total));
-        let bar = "█".repeat(length.unwrap_or(0).max(1));
-        let (exits, faults, bytes) = (count(exits), count(page_faults), count(bytes));
-        let figures = format!("{exits:>7}{faults:>8}{bytes:>11}");
-        let _ = writeln!(text, "{name:26}{time:>10}{figures}  {:skip$}{bar}", "");
+    bars.iter().for_each(|bar| write_bar(&mut text, bar, total));
+    let meanwhile = meanwhile(trace, start_ns);
+    if !meanwhile.is_empty() {
+        text.push_str("meanwhile, by another thread:\n");
+        meanwhile.iter().for_each(|bar| write_bar(&mut text, bar, total));
     }
     if let Some(cost) = trace["trace_cost_ns"].as_u64() {
         let share = cost * 10_000 / total;
@@ -48,6 +43,32 @@ pub fn waterfall(trace: &Value, start_ns: u64) -> Option<String> {
         );
     }
     Some(text)
+}
+
+fn write_bar(text: &mut String, bar: &Bar, total: u64) {
+    let Bar { name, start, end, exits, page_faults, bytes } = bar;
+    let count = |count: &Option<u64>| count.map_or("-".to_owned(), |count| count.to_string());
+    let microseconds = (end - start) / 1000;
+    let time = format!("{}.{:03}", microseconds / 1000, microseconds % 1000);
+    let skip = usize::try_from(start * WIDTH / total).unwrap_or(0);
+    let length = usize::try_from((end * WIDTH / total).saturating_sub(start * WIDTH / total));
+    let line = "█".repeat(length.unwrap_or(0).max(1));
+    let (exits, faults, bytes) = (count(exits), count(page_faults), count(bytes));
+    let figures = format!("{exits:>7}{faults:>8}{bytes:>11}");
+    let _ = writeln!(text, "{name:26}{time:>10}{figures}  {:skip$}{line}", "");
+}
+
+/// What was done beside the set-up's steps.
+fn meanwhile(trace: &Value, start_ns: u64) -> Vec<Bar> {
+    let steps = trace["boots"][0]["meanwhile"].as_array();
+    let bar = |step: &Value| {
+        let [start, end] = ["start_ns", "end_ns"].map(|key| step[key].as_u64());
+        let start = start?.saturating_sub(start_ns);
+        let end = end?.saturating_sub(start_ns).max(start);
+        let name = step["name"].as_str()?.into();
+        Some(Bar { name, start, end, exits: None, page_faults: None, bytes: None })
+    };
+    steps.into_iter().flatten().filter_map(bar).collect()
 }
 
 /// What was done one after the other, from the process's start to its end.
@@ -107,6 +128,7 @@ mod tests {
             "boots": [{
                 "path": "direct",
                 "setup": [{ "name": "memory", "end_ns": 3_000_000, "page_faults": 4, "bytes": 9 }],
+                "meanwhile": [{ "name": "images", "start_ns": 2_500_000, "end_ns": 3_000_000 }],
                 "first_run_ns": 3_500_000,
                 "marks": [
                     mark("kernel entry", 3_500_000, 0, 4, 9),
@@ -135,13 +157,14 @@ mod tests {
     fn the_picture_has_a_bar_for_each_and_says_what_it_cost() {
         let text = waterfall(&trace(), 1_000_000).unwrap();
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 7);
+        assert_eq!(lines.len(), 9);
         assert!(
             lines[2].starts_with("memory                         1.000      0       4          9"),
             "{text}"
         );
         assert!(lines[4].ends_with(&"█".repeat(24)), "{text}");
-        assert!(lines[6].contains("50 us, 0.50 %"), "{text}");
+        assert!(lines[7].starts_with("images                         0.500      -"), "{text}");
+        assert!(lines[8].contains("50 us, 0.50 %"), "{text}");
         assert_eq!(waterfall(&json!({ "boots": [] }), 0), None);
     }
 }

@@ -7,11 +7,15 @@ use std::fs::read_to_string;
 
 use serde_json::{Map, Value, json};
 
-use super::{Boot, End, Mark, Step, Trace, page_faults};
+use abi::post;
+
+use super::{Boot, End, Event, Mark, Meanwhile, Step, Trace, page_faults};
 
 /// The rows of the picture: what this process does, and what the guest does.
 const VMM_ROW: u32 = 1;
 const GUEST_ROW: u32 = 2;
+const MEANWHILE_ROW: u32 = 3;
+const FIRMWARE_ROW: u32 = 4;
 
 impl Trace {
     pub(super) fn json(&self, reason: &str, status: i32, end_ns: u64) -> Value {
@@ -40,17 +44,29 @@ impl Trace {
 
     /// The picture: each step and stage from the end of the one before to its own.
     fn events(&self, end_ns: u64) -> Vec<Value> {
-        let mut events = vec![name_row(VMM_ROW, "microvm"), name_row(GUEST_ROW, "guest")];
+        let mut events = vec![
+            name_row(VMM_ROW, "microvm"),
+            name_row(MEANWHILE_ROW, "microvm, meanwhile"),
+            name_row(FIRMWARE_ROW, "firmware, by its TSC"),
+            name_row(GUEST_ROW, "guest"),
+        ];
         let mut from = self.start_ns;
         events.push(slice(VMM_ROW, "exec", (from.saturating_sub(self.exec_ns), from), json!({})));
-        let mut page_faults = 0;
+        let (mut page_faults, mut bytes) = (0, 0);
         for boot in &self.boots {
             for step in &boot.setup {
-                let counts = json!({ "page_faults": step.page_faults.saturating_sub(page_faults) });
+                let counts = json!({
+                    "page_faults": step.page_faults.saturating_sub(page_faults),
+                    "bytes": step.bytes.saturating_sub(bytes),
+                });
                 events.push(slice(VMM_ROW, step.name, (from, step.end_ns), counts));
-                (from, page_faults) = (step.end_ns, step.page_faults);
+                (from, page_faults, bytes) = (step.end_ns, step.page_faults, step.bytes);
             }
-            let end = boot.end.unwrap_or(End { ns: end_ns, exits: self.exits, page_faults });
+            events.extend(boot.meanwhile.iter().map(Meanwhile::slice));
+            events.extend(boot.firmware_slices());
+            events.push(slice(VMM_ROW, "threads", (from, boot.first_run_ns), json!({})));
+            let end = End { ns: end_ns, exits: self.exits, page_faults, bytes };
+            let end = boot.end.unwrap_or(end);
             // What a mark begins lasts until the next.
             let ends = boot.marks.iter().skip(1).map(Mark::as_end).chain([end]);
             for (mark, end) in boot.marks.iter().zip(ends) {
@@ -58,11 +74,13 @@ impl Trace {
                 let counts = json!({
                     "exits": end.exits.saturating_sub(mark.exits),
                     "page_faults": end.page_faults.saturating_sub(mark.page_faults),
+                    "bytes": end.bytes.saturating_sub(mark.bytes),
                 });
                 events.push(slice(GUEST_ROW, name, (mark.ns, end.ns), counts));
             }
-            (from, page_faults) = (end.ns, end.page_faults);
+            (from, page_faults, bytes) = (end.ns, end.page_faults, end.bytes);
         }
+        events.push(slice(VMM_ROW, "end", (from, end_ns), json!({})));
         events
     }
 }
@@ -82,6 +100,25 @@ fn name_row(row: u32, name: &str) -> Value {
 }
 
 impl Boot {
+    /// The firmware's stages. Its clock is another one: both meet where it enters the kernel.
+    fn firmware_slices(&self) -> Vec<Value> {
+        let is_entry = |mark: &&Mark| mark.what == Event::Post(post::KERNEL_ENTRY);
+        let (Some((stamps, Some(khz @ 1..))), Some(entry)) =
+            (self.firmware, self.marks.iter().find(is_entry))
+        else {
+            return Vec::new();
+        };
+        let at = |stamp: u64| {
+            let before = stamps.kernel_entry.saturating_sub(stamp).saturating_mul(1_000_000);
+            entry.ns.saturating_sub(before / u64::from(khz))
+        };
+        let [start, load, enter] = [stamps.start, stamps.load_kernel, stamps.kernel_entry].map(at);
+        vec![
+            slice(FIRMWARE_ROW, "what there is", (start, load), json!({})),
+            slice(FIRMWARE_ROW, "load the kernel", (load, enter), json!({})),
+        ]
+    }
+
     fn json(&self) -> Value {
         let placed: Map<_, _> = self
             .placed
@@ -92,6 +129,7 @@ impl Boot {
         json!({
             "path": if self.direct { "direct" } else { "firmware" },
             "setup": self.setup.iter().map(Step::json).collect::<Vec<_>>(),
+            "meanwhile": self.meanwhile.iter().map(Meanwhile::json).collect::<Vec<_>>(),
             "setup_end_ns": self.setup_end_ns,
             "first_run_ns": self.first_run_ns,
             "marks": self.marks.iter().map(Mark::json).collect::<Vec<_>>(),
@@ -118,14 +156,26 @@ impl Step {
     }
 }
 
+impl Meanwhile {
+    fn slice(&self) -> Value {
+        slice(MEANWHILE_ROW, self.name, (self.start_ns, self.end_ns), json!({}))
+    }
+
+    fn json(&self) -> Value {
+        let Self { name, start_ns, end_ns } = self;
+        json!({ "name": name, "start_ns": start_ns, "end_ns": end_ns })
+    }
+}
+
 impl Mark {
     fn as_end(&self) -> End {
-        End { ns: self.ns, exits: self.exits, page_faults: self.page_faults }
+        let Self { ns, exits, page_faults, bytes, .. } = *self;
+        End { ns, exits, page_faults, bytes }
     }
 
     fn json(&self) -> Value {
         let code = match self.what {
-            super::Event::Post(code) => Some(code),
+            Event::Post(code) => Some(code),
             _ => None,
         };
         let Self { what, ns, exits, page_faults, bytes } = self;
