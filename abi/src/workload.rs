@@ -25,6 +25,8 @@ pub mod key {
     pub const DIRECTORY: &str = "directory";
     /// `1`: its three files are a terminal, whose kind is among the variables.
     pub const TERMINAL: &str = "terminal";
+    /// Rows and columns of that terminal at the start, with an `x` between.
+    pub const SIZE: &str = "size";
     /// `1`: its standard error is none of the terminal's.
     pub const ERROR_APART: &str = "error-apart";
     /// `1`: what it writes to its root is to stay; if not, a tmpfs takes it.
@@ -57,6 +59,8 @@ pub enum Kind {
     /// To the guest: the last frame was heard, and all output before it is where it belongs: the
     /// guest may end. What is on its way when a guest ends is lost.
     Heard = 5,
+    /// From the guest: the command has been started. It is the first frame, unless it could not be.
+    Begun = 15,
     /// From the guest: standard output, or what the terminal shows.
     Output = 16,
     /// From the guest: standard error.
@@ -71,12 +75,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Input,
         Self::Size,
         Self::Signal,
         Self::Closed,
         Self::Heard,
+        Self::Begun,
         Self::Output,
         Self::Error,
         Self::Taken,

@@ -29,6 +29,8 @@ pub struct Orders {
     pub directory: PathBuf,
     /// Its files are a terminal.
     pub terminal: bool,
+    /// Rows and columns of it.
+    pub size: [u16; 2],
     /// Its standard error is none of the terminal's.
     pub error_apart: bool,
     /// What is written to the root stays.
@@ -59,6 +61,11 @@ impl Orders {
             }
             key::DIRECTORY => self.directory = text(value).into(),
             key::TERMINAL => self.terminal = value == b"1",
+            key::SIZE => {
+                let (rows, columns) = split(value, b'x')?;
+                let number = |text| std::str::from_utf8(text).ok()?.parse().ok();
+                self.size = [number(rows)?, number(columns)?];
+            }
             key::ERROR_APART => self.error_apart = value == b"1",
             key::WRITABLE => self.writable = value == b"1",
             key::VOLUME => {

@@ -45,6 +45,9 @@ impl Port {
 
     /// Has the host hear of a frame; `payload` may be longer than fits in one.
     pub fn send(&mut self, kind: Kind, payload: &[u8]) {
+        if payload.is_empty() {
+            self.waiting.extend(header(kind, 0));
+        }
         for piece in payload.chunks(PAYLOAD_MAX.into()) {
             let length = u16::try_from(piece.len()).unwrap_or(PAYLOAD_MAX);
             self.waiting.extend(header(kind, length));

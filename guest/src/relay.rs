@@ -10,7 +10,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::fcntl_getpipe_size;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -77,6 +77,8 @@ impl Relay {
 
     /// Carries bytes until the command has ended, and says how it did.
     pub fn run(mut self, port: &mut Port) -> io::Result<()> {
+        port.send(Kind::Begun, &[]);
+        port.pass_on()?;
         loop {
             self.wait(port)?;
             port.receive()?;
@@ -114,23 +116,27 @@ impl Relay {
     /// Does what the host says.
     fn hear(&mut self, kind: Kind, payload: &[u8]) {
         match (kind, payload) {
+            // Nobody types on a terminal any more.
+            (Kind::Input, []) if self.terminal.is_some() => self.hang_up(),
             (Kind::Input, []) => self.input_ended = true,
             (Kind::Input, bytes) => self.input.extend(bytes),
             (Kind::Size, [r0, r1, c0, c1]) => {
-                let [ws_row, ws_col] = [[*r0, *r1], [*c0, *c1]].map(u16::from_le_bytes);
                 if let Some(terminal) = &self.terminal {
-                    let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
-                    // A terminal without a size is one.
-                    let _ = tcsetwinsize(terminal, size);
+                    set_size(terminal, [[*r0, *r1], [*c0, *c1]].map(u16::from_le_bytes));
                 }
             }
             (Kind::Signal, [number]) => {
-                if let (Some(signal), None) =
-                    (Signal::from_named_raw((*number).into()), self.status)
-                {
+                let signal = Signal::from_named_raw((*number).into());
+                if let Some(signal) = signal.filter(|_| self.status.is_none()) {
                     // It may be about to end by itself.
-                    let _ = kill_process(self.command, signal);
+                    let _ = kill(self.command, signal);
                 }
+            }
+            // Nobody sees the terminal any more.
+            (Kind::Closed, [number])
+                if self.terminal.is_some() && *number == Kind::Output as u8 =>
+            {
+                self.hang_up();
             }
             // The command gets SIGPIPE when it goes on.
             (Kind::Closed, [number]) => {
@@ -138,6 +144,13 @@ impl Relay {
             }
             _ => {}
         }
+    }
+
+    /// The terminal is gone, of which the kernel tells the command by SIGHUP.
+    fn hang_up(&mut self) {
+        self.terminal = None;
+        self.sink = None;
+        self.sources.retain(|source| source.kind != Kind::Output);
     }
 
     /// Gives the command its input.
@@ -208,6 +221,7 @@ fn on_terminal(orders: &Orders) -> io::Result<Started> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let ours = openpt(flags)?;
     unlockpt(&ours)?;
+    set_size(&ours, orders.size);
     let theirs = ioctl_tiocgptpeer(&ours, flags)?;
     do_not_wait(&ours)?;
     let mut sources = vec![Source::new(ours.try_clone()?, Kind::Output)];
@@ -217,6 +231,23 @@ fn on_terminal(orders: &Orders) -> io::Result<Started> {
     };
     let command = command::start(orders, [theirs.try_clone()?, theirs, stderr])?;
     Ok((ours.try_clone()?, sources, Some(ours), command))
+}
+
+fn set_size(terminal: &OwnedFd, [ws_row, ws_col]: [u16; 2]) {
+    // A terminal without a size is one.
+    let _ = tcsetwinsize(terminal, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
+}
+
+/// What a terminal asks for goes to all of a job, and so to all that the command, which leads one,
+/// has started in it. Anything else is for the command alone.
+fn kill(command: Pid, signal: Signal) -> Result<(), Errno> {
+    match signal {
+        Signal::INT | Signal::QUIT | Signal::HUP => {
+            // It may be about to make its job.
+            kill_process_group(command, signal).or_else(|_| kill_process(command, signal))
+        }
+        _ => kill_process(command, signal),
+    }
 }
 
 fn on_pipes(orders: &Orders) -> io::Result<Started> {

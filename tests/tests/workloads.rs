@@ -5,9 +5,10 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use regression::busybox::host;
 use regression::products::{VIRTIOFSD, busybox, is_full, kernel, product, virtiofsds};
 use regression::program::{Ended, Guest, run, run_signalled};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 /// A lab takes minutes for a file of 1 GiB.
 const DEADLINE: Duration = Duration::from_secs(500);
@@ -332,44 +333,103 @@ fn check_death(virtiofsd: &Path) {
     assert_eq!(leftovers(), Vec::<String>::new());
 }
 
+/// A terminal: who looks at its screen and types, and what is on it.
+struct Screen {
+    ours: File,
+    theirs: OwnedFd,
+}
+
+impl Screen {
+    fn new(rows: u16, columns: u16) -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let ours = openpt(flags).unwrap();
+        unlockpt(&ours).unwrap();
+        let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
+        let screen = Self { ours: ours.into(), theirs };
+        screen.resize(rows, columns);
+        screen
+    }
+
+    fn resize(&self, ws_row: u16, ws_col: u16) {
+        tcsetwinsize(&self.ours, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    }
+
+    /// Its mode, in all that people would notice.
+    fn mode(&self) -> String {
+        format!("{:?}", tcgetattr(&self.theirs).unwrap())
+    }
+
+    /// Starts `microvm run` of a shell's script on it.
+    fn start(&self, root: &Path, script: &str) -> Child {
+        let mut command = microvm();
+        command.arg(root).args(["sh", "-c", script]).env("TERM", "vt100");
+        let end = || Stdio::from(self.theirs.try_clone().unwrap());
+        command.stdin(end()).stdout(end()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Reads until the text is on it; all that was.
+    fn read_until(&mut self, text: &str) -> String {
+        let mut seen = String::new();
+        let mut bytes = [0; 4096];
+        while !seen.contains(text) {
+            let count = self.ours.read(&mut bytes).unwrap();
+            seen += &String::from_utf8_lossy(&bytes[..count]);
+        }
+        seen
+    }
+}
+
 #[test]
 fn a_terminal_is_the_command_s() {
     let root = root();
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let ours = openpt(flags).unwrap();
-    unlockpt(&ours).unwrap();
-    let theirs = ioctl_tiocgptpeer(&ours, flags).unwrap();
-    let size = |ws_row, ws_col| Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
-    tcsetwinsize(&ours, size(33, 77)).unwrap();
-    let script = "tty; sleep 0.3; stty size; echo $TERM; trap 'echo; echo interrupted' INT; \
-                  echo elsewhere >&2; echo ready; sleep 100; stty size; exit 4";
+    let mut screen = Screen::new(33, 77);
+    let before = screen.mode();
+    let script = "tty; stty size; echo $TERM; trap 'echo; echo interrupted' INT; \
+                  echo elsewhere >&2; echo ready; sleep 100; stty size; \
+                  stty -opost; printf 'a\nb'; exit 4";
+    let child = screen.start(root.path(), script);
+    let first = screen.read_until("ready\r\n");
+    screen.resize(10, 20);
+    host(&["kill", "-WINCH", &child.id().to_string()]);
+    thread::sleep(Duration::from_millis(500));
+    screen.ours.write_all(b"\x03").unwrap();
+    let second = screen.read_until("\nb");
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(4), "{first}{second}");
+    assert_eq!(ended.stderr, b"elsewhere\n");
+    assert_eq!(first, "/dev/pts/0\r\n33 77\r\nvt100\r\nready\r\n");
+    // Not a byte is changed on the way: the guest's terminal begins new lines, or does not.
+    assert_eq!(second, "^C\r\ninterrupted\r\n10 20\r\na\nb");
+    assert_eq!(screen.mode(), before);
+}
+
+#[test]
+fn a_terminal_is_as_before_when_the_machine_fails() {
+    let root = root();
+    let screen = Screen::new(25, 80);
+    let before = screen.mode();
+    let ended = screen.start(root.path(), "poweroff -f; sleep 100").wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(125), "{ended:?}");
+    assert_eq!(screen.mode(), before);
+}
+
+#[test]
+fn a_terminal_that_goes_away_hangs_the_command_up() {
+    let root = root();
+    let mut screen = Screen::new(25, 80);
+    let child = screen.start(root.path(), "echo ready; sleep 1000");
+    screen.read_until("ready");
+    drop(screen);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(128 + 1));
+}
+
+#[test]
+fn a_key_s_signal_is_for_all_that_the_command_has_started() {
+    let root = root();
     let mut command = microvm();
-    command.arg(root.path()).args(["sh", "-c", script]).env("TERM", "vt100");
-    let end = || Stdio::from(theirs.try_clone().unwrap());
-    let errors = tempfile::NamedTempFile::new().unwrap();
-    let stderr = errors.reopen().unwrap();
-    let mut child = command.stdin(end()).stdout(end()).stderr(stderr).spawn().unwrap();
-    drop((command, theirs));
-    let mut screen = File::from(ours);
-    let mut seen = String::new();
-    let mut bytes = [0; 4096];
-    let mut typed = false;
-    // A terminal that nobody has open any more is an error.
-    while let Ok(count @ 1..) = screen.read(&mut bytes) {
-        seen += &String::from_utf8_lossy(&bytes[..count]);
-        if seen.contains("ready") && !typed {
-            typed = true;
-            tcsetwinsize(&screen, size(10, 20)).unwrap();
-            host(&["kill", "-WINCH", &child.id().to_string()]);
-            thread::sleep(Duration::from_millis(500));
-            screen.write_all(b"\x03").unwrap();
-        }
-    }
-    assert_eq!(child.wait().unwrap().code(), Some(4), "{seen}");
-    let lines: Vec<_> = seen.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    assert_eq!(fs::read(errors.path()).unwrap(), b"elsewhere\n");
-    let expected = ["/dev/pts/0", "33 77", "vt100", "ready", "^C", "interrupted", "10 20"];
-    assert_eq!(lines, expected, "{seen}");
+    command.arg(root.path()).args(["sh", "-c", "echo ready; sleep 1000; echo never"]);
+    let ended = run_signalled(&mut command, "ready", "INT", DEADLINE);
+    assert_eq!((ended.status, ended.stdout.as_str()), (Some(128 + 2), "ready\n"), "{ended}");
 }
 
 #[test]

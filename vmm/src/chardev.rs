@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config;
-use crate::console;
+use crate::console::{self, Keys};
 use crate::control::Control;
 use crate::signals;
 pub(crate) use input::read_terminal;
@@ -134,7 +134,8 @@ impl Chardev {
         let output = self.output();
         match source {
             Source::Stdio { signals, escapes } => {
-                if !console::take_terminal(signals) {
+                let keys = if signals { Keys::WithSignals } else { Keys::All };
+                if !console::take_terminal(keys) {
                     return Ok(());
                 }
                 let mut escape = escapes.then(|| Escape::new(control.clone()));

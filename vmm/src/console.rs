@@ -50,7 +50,8 @@ pub fn log_to(path: &std::path::Path) -> io::Result<()> {
 
 /// A line on standard error, on a terminal that may be in raw mode.
 pub fn say(line: &str) {
-    let text = format!("microvm: {line}\n");
+    let end = if is_output_raw() { "\r\n" } else { "\n" };
+    let text = format!("microvm: {line}{end}");
     if is_heard() {
         // Nobody to tell when this fails.
         let _ = io::stderr().write_all(text.as_bytes());
@@ -85,21 +86,52 @@ pub fn say_all(who: &str, log: &mut File) {
 }
 
 /// The terminal, if keys are taken from it.
-static TERMINAL: Mutex<Option<Terminal>> = Mutex::new(None);
+static TERMINAL: Mutex<Terminal> = Mutex::new(Terminal::Free);
 
-struct Terminal {
-    with_signals: bool,
+/// How a terminal is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// The keys that ask a process to end or to stop do so; what is put out begins new lines by
+    /// itself.
+    WithSignals,
+    /// All keys are a guest's; what is put out begins new lines by itself, as in QEMU.
+    All,
+    /// All keys are a guest's, which has a terminal of its own that begins new lines.
+    AllOfTerminal,
+}
+
+enum Terminal {
+    /// Nobody has wanted it yet.
+    Free,
+    /// It is used.
+    Taken(Use),
+    /// It was put back for good: who still starts does not get it any more.
+    Over,
+}
+
+struct Use {
+    keys: Keys,
     /// Its mode before it was changed, while it is.
     found: Option<Termios>,
 }
 
 impl Terminal {
-    /// Has keys come as they are pressed. In the background its mode is the foreground job's.
+    fn used(&mut self) -> Option<&mut Use> {
+        match self {
+            Self::Taken(used) => Some(used),
+            Self::Free | Self::Over => None,
+        }
+    }
+}
+
+impl Use {
+    /// Has keys come as they are pressed. In the background its mode is the foreground job's. Who
+    /// has stopped us without a word (SIGSTOP) has put another mode in place meanwhile.
     fn take(&mut self) {
         let Ok(mode) = termios::tcgetattr(rustix::stdio::stdin()) else { return };
-        if self.found.is_none() && is_in_foreground() {
-            set_mode(&raw_mode(mode.clone(), self.with_signals));
-            self.found = Some(mode);
+        if is_in_foreground() {
+            set_mode(&raw_mode(mode.clone(), self.keys));
+            self.found.get_or_insert(mode);
         }
     }
 
@@ -112,27 +144,27 @@ impl Terminal {
     }
 }
 
-fn terminal() -> MutexGuard<'static, Option<Terminal>> {
+fn terminal() -> MutexGuard<'static, Terminal> {
     TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Puts the terminal back, if it was changed, for good.
 pub fn restore() {
-    if let Some(mut terminal) = terminal().take() {
-        terminal.give_back();
+    if let Terminal::Taken(mut used) = std::mem::replace(&mut *terminal(), Terminal::Over) {
+        used.give_back();
     }
 }
 
 /// Lends the terminal, as it was found, to who is there while `body` runs.
 pub fn lend(body: impl FnOnce()) {
-    terminal().iter_mut().for_each(Terminal::give_back);
+    terminal().used().into_iter().for_each(Use::give_back);
     body();
     resume();
 }
 
 /// The process goes on after it was stopped, in the foreground perhaps.
 pub fn resume() {
-    terminal().iter_mut().for_each(Terminal::take);
+    terminal().used().into_iter().for_each(Use::take);
 }
 
 fn set_mode(mode: &Termios) {
@@ -145,7 +177,7 @@ fn set_mode(mode: &Termios) {
 /// has is another job's.
 pub fn is_lent() -> bool {
     let is_there = termios::tcgetattr(rustix::stdio::stdin()).is_ok();
-    is_there && terminal().is_some()
+    is_there && terminal().used().is_some()
 }
 
 /// Whether the terminal that is standard input is this process's to use: a shell gives it to one
@@ -157,9 +189,8 @@ pub fn is_in_foreground() -> bool {
 }
 
 /// Has keys come as they are pressed, if standard input is a terminal, whenever this process is in
-/// its foreground; `with_signals` leaves the keys that ask a process to end or to stop. Whether
-/// there may be something to read.
-pub fn take_terminal(with_signals: bool) -> bool {
+/// its foreground. Whether there may be something to read.
+pub fn take_terminal(keys: Keys) -> bool {
     let stdin = rustix::stdio::stdin();
     if termios::tcgetattr(stdin).is_err() {
         return !at_end(stdin);
@@ -169,8 +200,18 @@ pub fn take_terminal(with_signals: bool) -> bool {
         restore();
         hook(info);
     }));
-    terminal().get_or_insert(Terminal { with_signals, found: None }).take();
-    true
+    let mut terminal = terminal();
+    if let Terminal::Free = *terminal {
+        *terminal = Terminal::Taken(Use { keys, found: None });
+    }
+    terminal.used().map(Use::take).is_some()
+}
+
+/// Whether a line on standard error must say by itself that it goes back to the margin.
+fn is_output_raw() -> bool {
+    let mut terminal = terminal();
+    let is_raw = |used: &Use| used.keys == Keys::AllOfTerminal && used.found.is_some();
+    terminal.used().is_some_and(|used| is_raw(used)) && rustix::termios::isatty(io::stderr())
 }
 
 /// Whether nothing will ever come from `stdin`: it is /dev/null or closed.
@@ -187,8 +228,8 @@ pub fn is_null_device(stat: &Stat) -> bool {
     kind == FileType::CharacterDevice && device == (1, 3)
 }
 
-/// Keys as they are pressed, output as it is; as QEMU's stdio has it.
-fn raw_mode(mut mode: Termios, with_signals: bool) -> Termios {
+/// Keys as they are pressed.
+fn raw_mode(mut mode: Termios, keys: Keys) -> Termios {
     mode.input_modes -= InputModes::IGNBRK
         | InputModes::BRKINT
         | InputModes::PARMRK
@@ -197,10 +238,10 @@ fn raw_mode(mut mode: Termios, with_signals: bool) -> Termios {
         | InputModes::IGNCR
         | InputModes::ICRNL
         | InputModes::IXON;
-    mode.output_modes |= OutputModes::OPOST;
+    mode.output_modes.set(OutputModes::OPOST, keys != Keys::AllOfTerminal);
     mode.local_modes -=
         LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::IEXTEN;
-    if !with_signals {
+    if keys != Keys::WithSignals {
         mode.local_modes -= LocalModes::ISIG;
     }
     mode.control_modes -= ControlModes::CSIZE | ControlModes::PARENB;

@@ -14,6 +14,11 @@ use crate::workload::{Heed, Session};
 /// How long a guest may run without a word before somebody wonders.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a guest may take until its command runs.
+const PATIENCE_WITH_INIT: Duration = Duration::from_secs(60);
+const NOT_BEGUN: &str = "the guest has not started the command after 60 s: its kernel may hang; \
+                         --kernel-log FILE keeps what it says, Ctrl-C ends it";
+
 /// Starts the thread that takes the signals: the first SIGTERM presses the power button, the second
 /// and all others end the machine. A command that is run may want them first. From here on no other
 /// thread takes them.
@@ -25,11 +30,17 @@ pub fn watch(
 ) -> io::Result<()> {
     signals::block();
     let (control, com1) = (control.clone(), com1.clone());
-    // What runs a command has other ears for its guest than COM1.
-    let advice = advice(config).filter(|_| session.is_none());
+    if let Some(session) = &session {
+        session.attach(control.clone());
+    }
+    let advice = advice(config);
     let watch = move || {
         let mut button_pressed = false;
-        let mut patience = advice.is_some().then_some(PATIENCE);
+        // What runs a command has other ears for its guest than COM1.
+        let mut patience = match &session {
+            Some(_) => Some(PATIENCE_WITH_INIT),
+            None => advice.is_some().then_some(PATIENCE),
+        };
         loop {
             let signal = signals::wait(patience);
             let heed =
@@ -37,7 +48,11 @@ pub fn watch(
             match (signal, signal.map_or(Heed::Usual, heed)) {
                 (None, _) => {
                     patience = None;
-                    if let (Some(advice), false) = (&advice, com1.is_written()) {
+                    if let Some(session) = &session {
+                        if !session.has_begun() {
+                            console::say(NOT_BEGUN);
+                        }
+                    } else if let (Some(advice), false) = (&advice, com1.is_written()) {
                         console::say(advice);
                         control.ask_for_reports();
                     }

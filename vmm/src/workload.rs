@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use abi::workload::{PORT, ROOT_TAG, VOLUME_TAG};
+use rustix::termios::tcgetwinsize;
 
 use crate::args::{self, Request};
 use crate::config::Config;
@@ -116,6 +117,8 @@ pub struct Workload {
 struct Terminal {
     /// A terminal's.
     is_there: bool,
+    /// Rows and columns of it.
+    size: [u16; 2],
     /// But not standard error.
     error_apart: bool,
 }
@@ -125,8 +128,10 @@ impl Terminal {
     /// is in the background: then it is another's.
     fn found() -> Self {
         let is_there = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let size = tcgetwinsize(rustix::stdio::stdout());
         Self {
             is_there: is_there && console::is_in_foreground(),
+            size: size.map_or([0; 2], |size| [size.ws_row, size.ws_col]),
             error_apart: !io::stderr().is_terminal(),
         }
     }
@@ -262,7 +267,7 @@ impl Workload {
         // Who was asked twice to end waits for nobody who reads.
         let ending = match was_there && !by_signal {
             true => self.ending.recv().unwrap_or_default(),
-            false => Ending::default(),
+            false => self.ending.try_recv().unwrap_or_default(),
         };
         console::restore();
         self.daemons.drain(..).for_each(|daemon| daemon.finish(was_there));

@@ -110,6 +110,8 @@ fn orders(options: &Options, terminal: Terminal) -> Vec<u8> {
     ] {
         orders.add(key, if set { b"1" } else { b"0" });
     }
+    let [rows, columns] = terminal.size;
+    orders.add(key::SIZE, format!("{rows}x{columns}").as_bytes());
     for volume in &options.volumes {
         let mode: &[u8] = if volume.read_only { b"ro:" } else { b"rw:" };
         orders.add(key::VOLUME, &[mode, volume.guest.as_os_str().as_bytes()].concat());

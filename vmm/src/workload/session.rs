@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use abi::workload::{HEADER, Kind, PAYLOAD_MAX, WINDOW, header, parse};
@@ -13,7 +13,9 @@ use rustix::termios::tcgetwinsize;
 use tempfile::TempDir;
 
 use crate::chardev::read_terminal;
-use crate::{console, signals};
+use crate::console::{self, Keys};
+use crate::control::{Control, Request};
+use crate::signals;
 
 /// How often, and how long, who has little time waits for who writes.
 const GLANCES: u32 = 20;
@@ -47,6 +49,8 @@ pub struct Session {
     out: Mutex<Option<UnixStream>>,
     /// The guest has taken input, or is gone.
     progress: Condvar,
+    /// Where the machine's end is asked for.
+    control: OnceLock<Arc<Control>>,
 }
 
 #[derive(Default)]
@@ -54,8 +58,10 @@ struct State {
     wire: Option<UnixStream>,
     /// Bytes of input that the guest has not taken.
     under_way: u32,
-    /// The command was asked to end by a signal.
-    asked: bool,
+    /// The command has been started.
+    begun: bool,
+    /// The signals by which it was asked to end, by their numbers.
+    asked: u64,
     /// It has ended, and said so.
     ended: bool,
     closed: bool,
@@ -69,7 +75,8 @@ impl Session {
     pub fn new(terminal: bool, place: TempDir) -> Self {
         let state = State { place: Some(place), ..State::default() };
         let (state, out) = (Mutex::new(state), Mutex::new(None));
-        Self { terminal, state, out, progress: Condvar::new() }
+        let control = OnceLock::new();
+        Self { terminal, state, out, progress: Condvar::new(), control }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,19 +93,40 @@ impl Session {
                 return Ending::default();
             }
         };
+        self.hear(wire)
+    }
+
+    /// The command runs: from now on the keys are its own.
+    fn begin(self: &Arc<Self>) {
+        if std::mem::replace(&mut self.lock().begun, true) {
+            return;
+        }
         let session = self.clone();
         if let Err(error) = signals::spawn("input", move || session.send_input()) {
             console::say(&format!("starting the thread that reads the input: {error}"));
         }
+        // It may have changed since the orders were written.
         self.send_size();
-        self.hear(wire)
+    }
+
+    /// The machine runs, and can be asked for its end there.
+    pub fn attach(&self, control: Arc<Control>) {
+        // There is one machine.
+        let _ = self.control.set(control);
+    }
+
+    /// Whether the command was ever started.
+    pub fn has_begun(&self) -> bool {
+        self.lock().begun
     }
 
     fn connect(&self, wire: UnixStream) -> io::Result<UnixStream> {
         let mut state = self.lock();
         state.wire = Some(wire.try_clone()?);
         *self.out.lock().unwrap_or_else(PoisonError::into_inner) = Some(wire.try_clone()?);
-        state.place.take().map_or(Ok(()), TempDir::close)?;
+        if let Some(Err(error)) = state.place.take().map(TempDir::close) {
+            console::say(&format!("removing the folder of sockets: {error}"));
+        }
         Ok(wire)
     }
 
@@ -115,14 +143,15 @@ impl Session {
         state.wire.is_some()
     }
 
-    /// What is to become of a signal of the outside: the first that asks for an end is the
-    /// command's, a second one ends the machine.
+    /// What is to become of a signal of the outside: one that asks for an end is the command's, and
+    /// the same one once more ends the machine, as does any when there is no command to hear it.
     pub fn heed(&self, signal: i32) -> Heed {
         if signal == libc::SIGWINCH {
             self.send_size();
             return Heed::Done;
         }
         if signal == libc::SIGCONT {
+            self.send_size();
             return Heed::Usual;
         }
         if self.lock().closed {
@@ -136,7 +165,9 @@ impl Session {
             return Heed::Usual;
         }
         let mut state = self.lock();
-        let first = !std::mem::replace(&mut state.asked, true) && !state.ended;
+        let bit = 1_u64.checked_shl(number.into()).unwrap_or(0);
+        let first = state.asked & bit == 0 && state.begun && !state.ended;
+        state.asked |= bit;
         drop(state);
         if first && self.send_soon(Kind::Signal, &[number]) { Heed::Done } else { Heed::End }
     }
@@ -167,7 +198,7 @@ impl Session {
     /// The thread that reads our input.
     fn send_input(&self) {
         if self.terminal {
-            console::take_terminal(false);
+            console::take_terminal(Keys::AllOfTerminal);
         }
         read_terminal(|bytes| self.wait_for_window(bytes.len()) && self.send(Kind::Input, bytes));
         // Who is gone needs no end of the input.
@@ -193,7 +224,7 @@ impl Session {
     }
 
     /// Takes frames until the guest is gone.
-    fn hear(&self, mut wire: UnixStream) -> Ending {
+    fn hear(self: &Arc<Self>, mut wire: UnixStream) -> Ending {
         let mut ending = Ending::default();
         let mut lost = [false; 2];
         loop {
@@ -209,13 +240,17 @@ impl Session {
                     return ending;
                 }
                 Err(error) => {
-                    console::say(&format!("the command's wire: {error}; it is cut"));
-                    // Init ends without it. One that is cut already is as good.
+                    // One that is cut already is as good.
                     let _ = wire.shutdown(std::net::Shutdown::Both);
+                    if let Some(control) = self.control.get() {
+                        control.request(Request::Signal(libc::SIGTERM));
+                    }
+                    ending.failure.get_or_insert(format!("the command's wire: {error}"));
                     return ending;
                 }
             };
             match (kind, payload.as_slice()) {
+                (Kind::Begun, []) => self.begin(),
                 (Kind::Output | Kind::Error, bytes) => {
                     let lost = &mut lost[usize::from(kind == Kind::Error)];
                     if !*lost && !put(kind, bytes) {
@@ -294,18 +329,23 @@ mod tests {
         let (ours, guest) = UnixStream::pair().unwrap();
         let session = Arc::new(Session::new(false, tempfile::tempdir().unwrap()));
         session.connect(ours).unwrap();
+        session.lock().begun = true;
         (session, guest)
     }
 
     #[test]
-    fn the_first_signal_is_the_command_s_and_the_second_ends_the_machine() {
+    fn a_signal_is_the_command_s_and_the_same_once_more_ends_the_machine() {
         let (session, mut guest) = session();
         assert_eq!(session.heed(libc::SIGTSTP), Heed::Usual);
         assert_eq!(session.heed(libc::SIGWINCH), Heed::Done);
         assert_eq!(session.heed(libc::SIGINT), Heed::Done);
         assert_eq!(next(&mut guest).unwrap(), (Kind::Signal, vec![2]));
-        assert_eq!(session.heed(libc::SIGTERM), Heed::End);
-        // With nobody to tell.
+        assert_eq!(session.heed(libc::SIGTERM), Heed::Done);
+        assert_eq!(next(&mut guest).unwrap(), (Kind::Signal, vec![15]));
+        assert_eq!(session.heed(libc::SIGINT), Heed::End);
+        // Before there is a command, and with nobody to tell.
+        session.lock().begun = false;
+        assert_eq!(session.heed(libc::SIGHUP), Heed::End);
         let alone = Session::new(false, tempfile::tempdir().unwrap());
         assert_eq!((alone.heed(libc::SIGINT), alone.close()), (Heed::End, false));
     }
@@ -315,7 +355,9 @@ mod tests {
         let (session, mut guest) = session();
         let wire = session.lock().wire.as_ref().unwrap().try_clone().unwrap();
         guest.write_all(&[0xff; HEADER]).unwrap();
-        assert_eq!(session.hear(wire), Ending::default());
+        let ending = session.hear(wire);
+        assert_eq!(ending.status, None);
+        assert!(ending.failure.is_some_and(|text| text.contains("no frame")));
         assert!(next(&mut guest).is_err());
     }
 
