@@ -161,13 +161,18 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     if content.starts_with(b"\x7fELF") {
         return Ok(content);
     }
-    let damaged = |why: String| Error::Damaged { path: path.into(), why };
+    unpack(&content, SIZE_MAX).map_err(|why| Error::Damaged { path: path.into(), why })
+}
+
+fn unpack(content: &[u8], most: u64) -> Result<Vec<u8>, String> {
+    let stream = unpack::open(content, content);
+    let stream = stream.map_err(|_| "not packed by gzip, xz or zstd")?;
     let mut unpacked = Vec::new();
-    let stream = unpack::open(&content, &content);
-    let mut stream =
-        stream.map_err(|_| damaged("not packed by gzip, xz or zstd".into()))?.take(SIZE_MAX);
-    stream.read_to_end(&mut unpacked).map_err(|error| damaged(error.to_string()))?;
-    Ok(unpacked)
+    let size = stream.take(most + 1).read_to_end(&mut unpacked);
+    match size.map_err(|error| error.to_string())? {
+        size if size as u64 > most => Err(format!("it unpacks to more than {most} bytes")),
+        _ => Ok(unpacked),
+    }
 }
 
 /// The names in the `depends=` entry of a module's `.modinfo` section.
@@ -191,6 +196,10 @@ fn parse_depends(modinfo: &[u8]) -> Result<Vec<String>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+
     use super::*;
 
     #[test]
@@ -214,6 +223,16 @@ mod tests {
         ] {
             assert_eq!(named(file).map(|(name, _)| name).as_deref(), name, "{file}");
         }
+    }
+
+    #[test]
+    fn a_module_is_unpacked_whole_or_not_at_all() {
+        let mut packer = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(&[7; 1000]).unwrap();
+        let packed = packer.finish().unwrap();
+        assert_eq!(unpack(&packed, 1000).unwrap(), [7; 1000]);
+        assert!(unpack(&packed, 999).unwrap_err().contains("more than 999 bytes"));
+        assert!(unpack(b"text", 999).is_err());
     }
 
     #[test]
