@@ -153,6 +153,8 @@ fn option(name: &str) -> Opt {
     Opt { name: name.into() }
 }
 
+const NOT_TEXT: &str = "the value is not UTF-8";
+
 /// An option's name with a single dash.
 struct Opt {
     name: String,
@@ -179,7 +181,7 @@ impl Opt {
     }
 
     fn text(&self, value: OsString) -> Result<String> {
-        value.into_string().map_err(|_| self.error("the value is not UTF-8"))
+        value.into_string().map_err(|_| self.error(NOT_TEXT))
     }
 
     fn path(&self, value: OsString) -> Result<PathBuf> {
@@ -190,9 +192,13 @@ impl Opt {
     }
 
     fn properties(&self, value: OsString) -> Result<Properties> {
-        match self.text(value)? {
-            text if text.starts_with('{') => Properties::from_json(&self.name, &text),
-            text => Ok(Properties::new(&self.name, &text)),
+        match value.into_string() {
+            Ok(text) if text.starts_with('{') => Properties::from_json(&self.name, &text),
+            Ok(text) => Ok(Properties::new(&self.name, &text)),
+            Err(bytes) => {
+                let properties = Properties::of_bytes(&self.name, bytes);
+                properties.ok_or_else(|| self.error(NOT_TEXT))
+            }
         }
     }
 }

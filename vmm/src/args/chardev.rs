@@ -68,9 +68,7 @@ const NO_DISPLAY: &str = "there is no display: use pty";
 const NO_PORT: &str = "the host's serial ports are not here: use pty, and socat to lead it on";
 
 fn path(option: &Opt, backend: &str, properties: &mut Properties) -> Result<PathBuf> {
-    let path = properties.take("path").filter(|path| !path.is_empty());
-    let path = path.ok_or_else(|| option.error(format!("{backend}: give its path=")))?;
-    Ok(path.into())
+    properties.take_path().ok_or_else(|| option.error(format!("{backend}: give its path=")))
 }
 
 /// A UNIX socket's properties, but its path.

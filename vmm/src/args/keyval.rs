@@ -1,6 +1,13 @@
 //! QEMU's `key=value,key=value`: `,,` is a comma in a value.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
 use super::Error;
+
+/// The key whose value is the name of a file, and may have any bytes.
+const PATH: &str = "path";
 
 /// The properties of one option's value, in order, until they are taken.
 pub struct Properties {
@@ -10,17 +17,39 @@ pub struct Properties {
 
 struct Item {
     key: Option<String>,
-    value: String,
+    /// UTF-8, unless it is that of [`PATH`].
+    value: OsString,
+}
+
+impl Item {
+    fn read(bytes: Vec<u8>) -> Option<Self> {
+        let equals = bytes.iter().position(|byte| *byte == b'=');
+        let Some((key, [_, value @ ..])) = equals.and_then(|at| bytes.split_at_checked(at)) else {
+            return Some(Self { key: None, value: String::from_utf8(bytes).ok()?.into() });
+        };
+        let key = str::from_utf8(key).ok()?;
+        if key != PATH {
+            str::from_utf8(value).ok()?;
+        }
+        Some(Self { key: Some(key.into()), value: OsStr::from_bytes(value).into() })
+    }
+
+    fn text(value: OsString) -> String {
+        value.into_string().unwrap_or_else(|value| value.to_string_lossy().into_owned())
+    }
 }
 
 impl Properties {
     /// Splits `text`; `option` is for error lines.
     pub fn new(option: &str, text: &str) -> Self {
-        let items = split(text).map(|item| match item.split_once('=') {
-            Some((key, value)) => Item { key: Some(key.into()), value: value.into() },
-            None => Item { key: None, value: item },
-        });
+        let items = split(text.as_bytes()).filter_map(Item::read);
         Self { option: option.into(), items: items.collect() }
+    }
+
+    /// The same for bytes, of which only the value of `path=` may be something else than UTF-8.
+    pub fn of_bytes(option: &str, text: OsString) -> Option<Self> {
+        let items = split(&text.into_vec()).map(Item::read).collect::<Option<_>>()?;
+        Some(Self { option: option.into(), items })
     }
 
     /// Those of a JSON object, as `-blockdev` and `-device` take it too: what is nested becomes
@@ -55,7 +84,7 @@ impl Properties {
                 return Err(self.error(format!("{key}: no such value is taken")));
             }
         };
-        self.items.push(Item { key: Some(key.into()), value: text });
+        self.items.push(Item { key: Some(key.into()), value: text.into() });
         Ok(())
     }
 
@@ -89,11 +118,20 @@ impl Properties {
     pub fn implied(&mut self, key: &str) -> Option<String> {
         let item = self.items.first()?;
         let is_meant = item.key.as_deref().is_none_or(|k| k == key);
-        is_meant.then(|| self.items.remove(0).value)
+        is_meant.then(|| Item::text(self.items.remove(0).value))
     }
 
     /// The last value given for `key`; earlier ones count for nothing, as in QEMU.
     pub fn take(&mut self, key: &str) -> Option<String> {
+        self.take_bytes(key).map(Item::text)
+    }
+
+    /// The name of a file, in the same way.
+    pub fn take_path(&mut self) -> Option<PathBuf> {
+        self.take_bytes(PATH).filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
+    fn take_bytes(&mut self, key: &str) -> Option<OsString> {
         let mut last = None;
         self.items.retain_mut(|item| {
             let mine = item.key.as_deref() == Some(key);
@@ -140,8 +178,8 @@ impl Properties {
         }
         let item = self.items.remove(0);
         Some(match item.key {
-            Some(key) => (key, Some(item.value)),
-            None => (item.value, None),
+            Some(key) => (key, Some(Item::text(item.value))),
+            None => (Item::text(item.value), None),
         })
     }
 
@@ -159,16 +197,16 @@ impl Properties {
     }
 }
 
-fn split(text: &str) -> impl Iterator<Item = String> {
-    let mut items = vec![String::new()];
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        if character != ',' || characters.next_if_eq(&',').is_some() {
+fn split(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    let mut items = vec![Vec::new()];
+    let mut bytes = text.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        if byte != b',' || bytes.next_if_eq(&b',').is_some() {
             if let Some(item) = items.last_mut() {
-                item.push(character);
+                item.push(byte);
             }
         } else {
-            items.push(String::new());
+            items.push(Vec::new());
         }
     }
     // A comma at the end is allowed, as in QEMU.
@@ -197,6 +235,19 @@ mod tests {
         check("a=b=c,,", &[("a", Some("b=c,"))]);
         check("", &[]);
         check(",x,", &[("x", None)]);
+    }
+
+    #[test]
+    fn the_name_of_a_file_has_any_bytes() {
+        let of = |bytes: &[u8]| Properties::of_bytes("-x", OsStr::from_bytes(bytes).into());
+        let mut properties = of(b"file,path=/a=\xff,,b,id=c").unwrap();
+        assert_eq!(properties.take_path().unwrap().as_os_str().as_bytes(), b"/a=\xff,b");
+        assert_eq!(properties.positional("backend").unwrap(), "file");
+        assert_eq!(properties.take("id").as_deref(), Some("c"));
+        assert!(properties.finish().is_ok());
+        for bytes in [&b"\xff"[..], b"id=\xff", b"\xff=id,path=/a"] {
+            assert!(of(bytes).is_none(), "{bytes:?}");
+        }
     }
 
     #[test]
