@@ -7,6 +7,8 @@ use std::time::SystemTime;
 
 /// Where distributions install kernels.
 const BOOT: &str = "/boot";
+/// Where this repository's tasks put the one that they fetch, from the program's folder on.
+const FETCHED: &str = "../cache/kernel/boot";
 /// A bzImage's header, and where it says where the kernel's version is, from 0x200 on (Linux,
 /// Documentation/arch/x86/boot.rst).
 const MAGIC: std::ops::Range<usize> = 0x202..0x206;
@@ -21,7 +23,7 @@ pub enum Error {
     /// There is none on this host.
     #[error(
         "no kernel in {BOOT}: give --kernel FILE, or install one: apt-get install \
-         linux-image-cloud-amd64"
+         linux-image-cloud-amd64 (where this program was built, cargo xtask boot fetches one)"
     )]
     None,
     /// It cannot be read.
@@ -44,7 +46,8 @@ pub struct Kernel {
     pub without: Option<String>,
 }
 
-/// The kernel that is given, or the host's: the one that runs, or the newest.
+/// The kernel that is given, or the host's: the one that runs, or the newest. A host that has none
+/// may have the one that was fetched where this program was built.
 pub fn find(given: Option<&Path>, modules: Option<&Path>) -> Result<Kernel, Error> {
     let path = match given {
         Some(path) => path.to_owned(),
@@ -66,7 +69,13 @@ fn installed() -> Option<PathBuf> {
     if running.exists() {
         return Some(running);
     }
-    let kernels = fs::read_dir(BOOT).ok()?.filter_map(Result::ok);
+    let fetched = || newest(&std::env::current_exe().ok()?.parent()?.join(FETCHED));
+    newest(Path::new(BOOT)).or_else(fetched)
+}
+
+/// The newest kernel in a folder.
+fn newest(folder: &Path) -> Option<PathBuf> {
+    let kernels = fs::read_dir(folder).ok()?.filter_map(Result::ok);
     let kernels = kernels.filter(|file| file.file_name().to_string_lossy().starts_with("vmlinuz-"));
     let age = |path: &PathBuf| {
         path.metadata().and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
@@ -105,6 +114,17 @@ fn modules_of(kernel: &Path, release: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_taken_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(newest(&folder.path().join("none")), None);
+        for (name, age_s) in [("vmlinuz-6.1", 30), ("vmlinuz-5.10", 10), ("System.map-6.1", 0)] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age_s)).unwrap();
+        }
+        assert_eq!(newest(folder.path()), Some(folder.path().join("vmlinuz-5.10")));
+    }
 
     #[test]
     fn an_image_names_its_release() {
