@@ -7,14 +7,15 @@
 
 mod initramfs;
 mod kernel;
+mod kernel_log;
 pub mod modules;
 mod options;
 mod session;
 mod virtiofsd;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::args::{self, Request};
 use crate::config::Config;
 use crate::run::{self, Outcome, Status};
 use crate::{console, signals};
+use kernel_log::KernelLog;
 use options::Options;
 pub use options::USAGE;
 use session::Ending;
@@ -107,7 +109,7 @@ pub struct Workload {
     ending: Receiver<Ending>,
     daemons: Vec<Virtiofsd>,
     /// What the guest's kernel says, for when it says why it failed.
-    kernel_log: File,
+    kernel_log: KernelLog,
     /// What to do then.
     advice: String,
 }
@@ -148,13 +150,11 @@ pub fn prepare(arguments: impl IntoIterator<Item = OsString>) -> Result<Wish, Er
     let daemons = start_daemons(&options, place.path())?;
     let terminal = Terminal::found();
     initramfs::write(&place.path().join("initrd"), &options, &kernel, terminal)?;
-    let log = options.kernel_log.clone().unwrap_or_else(|| place.path().join("kernel-log"));
-    let kernel_log = File::options().read(true).append(true).create(true).open(&log);
-    let kernel_log = kernel_log.map_err(file("opening the kernel's log", &log))?;
+    let kernel_log = KernelLog::new(options.kernel_log.as_deref())?;
     let channel = place.path().join("channel");
     let listener = UnixListener::bind(&channel).map_err(file("making a socket", &channel))?;
 
-    let words = machine_options(&options, &kernel, place.path(), &log);
+    let words = machine_options(&options, &kernel, place.path(), &kernel_log.path());
     let Request::Run(config) = args::parse(words)? else {
         return Err(Error::Usage("a value asks for help of QEMU's options".into()));
     };
@@ -214,8 +214,7 @@ fn machine_options(
     words.extend(["-initrd".into(), place.join("initrd").into()]);
     words.extend(["-append".into(), append.into()]);
     let mut chardev = |id: &str, path: &Path, option: &str| {
-        let path = path.display().to_string().replace(',', ",,");
-        words.extend(["-chardev".into(), format!("{option},id={id},path={path}").into()]);
+        words.extend(["-chardev".into(), with_path(&format!("{option},id={id}"), path)]);
     };
     chardev("log", log, "file,append=on");
     let folders: Vec<String> = (0..=options.volumes.len()).map(tag).collect();
@@ -233,6 +232,15 @@ fn machine_options(
         words.extend(["-boot-trace".into(), path.into()]);
     }
     words
+}
+
+/// An option's value with this path, in which a comma is doubled, at its end.
+fn with_path(value: &str, path: &Path) -> OsString {
+    let mut bytes = [value.as_bytes(), b",path="].concat();
+    for byte in path.as_os_str().as_bytes() {
+        bytes.extend(if *byte == b',' { &b",,"[..] } else { std::slice::from_ref(byte) });
+    }
+    OsString::from_vec(bytes)
 }
 
 /// Starts the thread that serves the session, as soon as the machine comes for it.
@@ -276,11 +284,11 @@ impl Workload {
             (Ending { failure: Some(why), .. }, _) => Err(Error::Guest(why)),
             (_, Ok(Outcome { status: status @ Status::Signal(_), .. })) => Ok(status),
             (_, Err(error)) => {
-                console::say_all("guest", &mut self.kernel_log);
+                self.kernel_log.tell();
                 Err(error.into())
             }
             (_, Ok(Outcome { reason, .. })) => {
-                console::say_all("guest", &mut self.kernel_log);
+                self.kernel_log.tell();
                 Err(Error::NoStatus { reason: reason.to_string(), advice: self.advice.clone() })
             }
         }
