@@ -27,7 +27,7 @@ use rustix::termios::tcgetwinsize;
 use crate::args::{self, Request};
 use crate::config::Config;
 use crate::run::{self, Outcome, Status};
-use crate::{console, signals};
+use crate::{console, signals, virtio};
 use kernel_log::KernelLog;
 use options::Options;
 pub use options::USAGE;
@@ -278,20 +278,29 @@ impl Workload {
             false => self.ending.try_recv().unwrap_or_default(),
         };
         console::restore();
-        self.daemons.drain(..).for_each(|daemon| daemon.finish(was_there));
+        let ended = self.daemons.drain(..).filter_map(|daemon| daemon.finish(was_there));
+        let ended = ended.reduce(|first, _| first);
         match (ending, result) {
             (Ending { status: Some(status), .. }, _) => Ok(Status::Code(status)),
             (Ending { failure: Some(why), .. }, _) => Err(Error::Guest(why)),
             (_, Ok(Outcome { status: status @ Status::Signal(_), .. })) => Ok(status),
             (_, Err(error)) => {
                 self.kernel_log.tell();
-                Err(error.into())
+                Err(cause(error, ended))
             }
             (_, Ok(Outcome { reason, .. })) => {
                 self.kernel_log.tell();
                 Err(Error::NoStatus { reason: reason.to_string(), advice: self.advice.clone() })
             }
         }
+    }
+}
+
+/// Why the machine failed: nobody is at the socket of a daemon that has ended.
+fn cause(error: run::Error, ended: Option<virtiofsd::Error>) -> Error {
+    match (error, ended) {
+        (run::Error::Virtio(virtio::Error::VhostUser(..)), Some(ended)) => ended.into(),
+        (error, _) => error.into(),
     }
 }
 
