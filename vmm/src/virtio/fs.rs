@@ -2,7 +2,9 @@
 //!
 //! Requests go from the guest to that process and never come by here ([`vhost_user`]).
 //! While it lives, we look after which of them it has not answered. When it is gone, they are
-//! answered here, all with an I/O error, so that nobody in the guest waits for ever.
+//! answered here, all with an I/O error, so that nobody in the guest waits for ever. A driver does
+//! not reset its device for a new mount, but tells it: that is when the process is looked for
+//! again, and served from that very request on if it is there.
 
 mod pending;
 
@@ -96,6 +98,7 @@ impl Device for Fs {
             interrupt: interrupt.clone(),
             wires: Wires::new()?,
             state: State::New,
+            told: String::new(),
         };
         Ok(vec![Work { queues: QUEUES.into(), server: Box::new(bridge) }])
     }
@@ -107,7 +110,7 @@ enum State {
     New,
     /// The daemon, with what it has not answered, by queue.
     Daemon(Vec<Pending>),
-    /// Nobody any more: we do, with errors.
+    /// Nobody until the guest mounts anew: we do, with errors.
     Gone,
 }
 
@@ -118,6 +121,8 @@ struct Bridge {
     interrupt: Arc<Interrupt>,
     wires: Wires,
     state: State,
+    /// What was told last of a daemon that is not there.
+    told: String,
 }
 
 impl Server for Bridge {
@@ -149,7 +154,7 @@ impl Server for Bridge {
             State::Gone => {}
         }
         match self.state {
-            State::Gone => rings.iter_mut().try_for_each(|ring| pending::refuse_all(ring, wake)),
+            State::Gone => self.refuse(rings, wake),
             _ => Ok(()),
         }
     }
@@ -158,20 +163,35 @@ impl Server for Bridge {
 impl Bridge {
     /// Has the daemon work. One that is gone since may have been started anew.
     fn begin(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
+        if self.try_hand_over(rings, wake) {
+            return Ok(());
+        }
+        self.refuse_from_now_on(rings)?;
+        self.refuse(rings, wake)
+    }
+
+    /// Whether there is a daemon, which has the queues then; if not, why is told once.
+    fn try_hand_over(&mut self, rings: &[Ring], wake: &Wake<'_>) -> bool {
         let shared = self.shared.clone();
         let mut slot = shared.lock();
-        let begun = self.hand_over(&mut slot, rings, wake);
-        if begun.is_err() {
-            *slot = None;
+        let Err(problem) = self.hand_over(&mut slot, rings, wake) else { return true };
+        // One that was not told all is another one the next time.
+        *slot = None;
+        let problem = problem.to_string();
+        if self.told != problem && self.may_return() {
+            let name = &shared.name;
+            console::say(&format!(
+                "{name}: {problem}; the guest gets I/O errors until it is mounted anew"
+            ));
         }
-        drop(slot);
-        let Err(problem) = begun else { return Ok(()) };
-        let name = &self.shared.name;
-        console::say(&format!(
-            "{name}: {problem}; the guest gets I/O errors until it is mounted anew"
-        ));
-        self.refuse_from_now_on(rings)?;
-        rings.iter_mut().try_for_each(|ring| pending::refuse_all(ring, wake))
+        self.told = problem;
+        false
+    }
+
+    /// Whether somebody can start a daemon again: the folder of its socket is there.
+    fn may_return(&self) -> bool {
+        let folder = self.shared.source.socket.parent();
+        folder.is_none_or(|folder| folder.as_os_str().is_empty() || folder.exists())
     }
 
     fn hand_over(
@@ -186,7 +206,7 @@ impl Bridge {
         let Some(daemon) = slot else { return Ok(()) };
         daemon.run(self.features, rings, self.wires.call(), wake.ram)?;
         self.wires.watch(daemon)?;
-        self.state = State::Daemon(rings.iter().map(|_| Pending::default()).collect());
+        self.state = State::Daemon(rings.iter().map(Pending::at).collect());
         // What the driver said before is lost on a daemon that did not run yet.
         rings.iter().for_each(|ring| ring.kick().happen());
         Ok(())
@@ -195,9 +215,12 @@ impl Bridge {
     /// The daemon is gone.
     fn take_over(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
         let Shared { name, source, .. } = &*self.shared;
+        let advice = match self.may_return() {
+            true => ". Start it again, and mount anew in the guest",
+            false => "",
+        };
         console::say(&format!(
-            "{name}: virtiofsd at '{}' is gone; the guest gets I/O errors. Start it again, and \
-             mount anew in the guest",
+            "{name}: virtiofsd at '{}' is gone; the guest gets I/O errors{advice}",
             source.socket.display()
         ));
         if let Some(daemon) = self.shared.lock().take() {
@@ -219,6 +242,38 @@ impl Bridge {
             self.wires.add(ring.kick().as_fd()).map_err(Broken::Thread)?;
         }
         Ok(())
+    }
+
+    /// Answers with errors, until the guest mounts anew and there is a daemon again.
+    fn refuse(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
+        loop {
+            let mut is_mounted = false;
+            for ring in rings.iter_mut() {
+                is_mounted |= pending::refuse_until_mount(ring, wake)?;
+            }
+            if !is_mounted || self.come_back(rings, wake)? {
+                return Ok(());
+            }
+            for ring in rings.iter_mut() {
+                pending::refuse_next(ring, wake)?;
+            }
+        }
+    }
+
+    /// Hands over to a daemon that was started again, if it was.
+    fn come_back(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<bool, Broken> {
+        // The driver is to notify of what follows, which a daemon takes for granted.
+        for ring in rings.iter_mut() {
+            ring.listen(wake.memory())?;
+        }
+        if !self.try_hand_over(rings, wake) {
+            return Ok(false);
+        }
+        // The daemon hears of it.
+        rings.iter().for_each(|ring| self.wires.remove(ring.kick().as_fd()));
+        self.told.clear();
+        console::say(&format!("{}: it is served again", self.shared.name));
+        Ok(true)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
@@ -94,11 +95,53 @@ impl Ring {
         let broken = |source| Broken::Ring { queue: number, source };
         let mut available = self.queue.iter(memory).map_err(broken)?;
         match available.next() {
-            Some(chain) => collect(chain, self.queue.size(), memory)
+            Some(chain) => collect(chain.head_index(), chain, self.queue.size(), memory)
                 .map(Some)
                 .map_err(|problem| Broken::Chain { queue: number, problem }),
             None => Ok(None),
         }
+    }
+
+    /// The chain that begins at `head`, which was taken by somebody else: it need not be in the
+    /// ring of what is available any more.
+    pub fn chain<'m>(&self, memory: &'m GuestMemoryMmap, head: u16) -> Result<Chain<'m>, Broken> {
+        let descriptors = self.descriptors(memory, head);
+        let chain = descriptors.and_then(|found| collect(head, found, self.size(), memory));
+        chain.map_err(|problem| self.broken(problem))
+    }
+
+    /// The descriptors of that chain (sections 2.7.5 and 2.7.5.3), one more than the queue has at
+    /// the most.
+    fn descriptors(
+        &self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+    ) -> Result<Vec<Descriptor>, &'static str> {
+        const OUTSIDE: &str = "a descriptor outside its table";
+        const SIZE: u32 = 16;
+        let (mut table, mut count) = (self.queue.desc_table(), u32::from(self.size()));
+        let (mut index, mut is_nested) = (head, false);
+        let mut found = Vec::new();
+        while found.len() <= usize::from(self.size()) {
+            let offset = u64::from(index) * u64::from(SIZE);
+            let at = table.checked_add(offset).filter(|_| u32::from(index) < count);
+            let at = GuestAddress(at.ok_or(OUTSIDE)?);
+            let descriptor: Descriptor = memory.read_obj(at).map_err(|_| OUTSIDE)?;
+            if descriptor.refers_to_indirect_table() {
+                if is_nested {
+                    return Err("a table of descriptors within another");
+                }
+                (table, count) = (descriptor.addr().0, descriptor.len() / SIZE);
+                (index, is_nested) = (0, true);
+                continue;
+            }
+            found.push(descriptor);
+            if !descriptor.has_next() {
+                break;
+            }
+            index = descriptor.next();
+        }
+        Ok(found)
     }
 
     /// Has `serve` do what each chain asks for, until there is none, and gives it back with the
@@ -231,17 +274,14 @@ const CHAIN_MAX: u64 = 1 << 32;
 
 /// A chain of at most `most` descriptors: as many as its queue has (section 2.7.5.3.1).
 fn collect<'m>(
-    chain: virtio_queue::DescriptorChain<&GuestMemoryMmap>,
+    head: u16,
+    descriptors: impl IntoIterator<Item = Descriptor>,
     most: u16,
     memory: &'m GuestMemoryMmap,
 ) -> Result<Chain<'m>, &'static str> {
-    let mut collected = Chain {
-        head: chain.head_index(),
-        readable: Buffers::default(),
-        writable: Buffers::default(),
-    };
+    let mut collected = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
     let (mut complete, mut count, mut bytes) = (false, 0_u16, 0_u64);
-    for descriptor in chain {
+    for descriptor in descriptors {
         complete = !descriptor.has_next();
         (count, bytes) = (count.saturating_add(1), bytes + u64::from(descriptor.len()));
         if count > most {

@@ -271,6 +271,12 @@ impl Wires {
         Ok(epoll::add(&self.sources, fd, EventData::new_u64(OTHER), EDGE)?)
     }
 
+    /// No longer.
+    pub fn remove(&self, fd: BorrowedFd<'_>) {
+        // What is not there any more is forgotten.
+        let _ = epoll::delete(&self.sources, fd);
+    }
+
     /// What happened since the last call.
     pub fn happened(&self) -> Result<Happened, Broken> {
         let mut events = Vec::with_capacity(4);

@@ -13,6 +13,8 @@ use crate::virtio::{Broken, Chain, Ring, Wake};
 
 /// Bytes of `struct fuse_in_header` that are looked at: length, opcode, and the request's number.
 const IN_HEADER: usize = 16;
+/// The opcode that begins a mount.
+const FUSE_INIT: u32 = 26;
 /// Bytes of `struct fuse_out_header`: length, error, and the request's number.
 const OUT_HEADER: u32 = 16;
 /// The error: -EIO.
@@ -21,8 +23,9 @@ const ERROR: i32 = -libc::EIO;
 /// The requests of a queue that are with the daemon.
 #[derive(Debug, Default)]
 pub struct Pending {
-    /// Those that were seen, by the numbers of their chains.
-    seen: BTreeMap<u16, Seen>,
+    /// Those that were seen, by the numbers of their chains, and how often each was asked with and
+    /// not answered: between two looks that may be several times.
+    seen: BTreeMap<u16, u16>,
     /// What was looked at of each ring.
     available: u16,
     used: u16,
@@ -30,16 +33,13 @@ pub struct Pending {
     unseen: u16,
 }
 
-/// A chain between two looks: its number may have been asked with and answered several times.
-#[derive(Debug)]
-struct Seen {
-    /// Where in the available ring it was the last time.
-    position: u16,
-    /// How often it was asked with and not answered.
-    count: u16,
-}
-
 impl Pending {
+    /// None yet, of a daemon that begins where the ring is.
+    pub fn at(ring: &Ring) -> Self {
+        let state = ring.state();
+        Self { available: state.next_avail, used: state.next_used, ..Self::default() }
+    }
+
     /// Looks at what was asked and answered since the last time.
     pub fn look(&mut self, ring: &Ring, memory: &GuestMemoryMmap) -> Result<(), Error> {
         let (queue, size) = (ring.state(), ring.size());
@@ -71,9 +71,8 @@ impl Pending {
     }
 
     fn ask(&mut self, head: u16) {
-        let seen = self.seen.entry(head).or_insert(Seen { position: 0, count: 0 });
-        seen.position = self.available;
-        seen.count = seen.count.saturating_add(1);
+        let count = self.seen.entry(head).or_default();
+        *count = count.saturating_add(1);
         self.available = self.available.wrapping_add(1);
     }
 
@@ -81,8 +80,8 @@ impl Pending {
         self.used = self.used.wrapping_add(1);
         let head = u16::try_from(head).ok();
         match head.and_then(|head| Some((head, self.seen.get_mut(&head)?))) {
-            Some((head, Seen { count: 1, .. })) => drop(self.seen.remove(&head)),
-            Some((_, seen)) => seen.count -= 1,
+            Some((head, 1)) => drop(self.seen.remove(&head)),
+            Some((_, count)) => *count -= 1,
             None => self.unseen = self.unseen.saturating_sub(1),
         }
     }
@@ -93,26 +92,48 @@ impl Pending {
             return Err(ring.broken("the daemon left requests that nobody knows"));
         }
         ring.seek(self.available, self.used);
-        for Seen { position, .. } in self.seen.into_values() {
-            if self.available.wrapping_sub(position) > ring.size() {
-                return Err(
-                    ring.broken("the daemon left a request that is not in the ring any more")
-                );
-            }
-            ring.seek(position, ring.state().next_used);
-            if let Some(chain) = ring.next(wake.memory())? {
-                let written = refuse(&chain);
-                ring.give_back(wake.memory(), chain.head, written)?;
-            }
+        // One that waits for long is not in the ring of what is available any more: many others
+        // were asked and answered since.
+        for head in self.seen.into_keys() {
+            let chain = ring.chain(wake.memory(), head)?;
+            let written = refuse(&chain);
+            ring.give_back(wake.memory(), head, written)?;
         }
-        ring.seek(self.available, ring.state().next_used);
         ring.tell(wake.memory())
     }
 }
 
-/// Answers whatever is asked with an error.
-pub fn refuse_all(ring: &mut Ring, wake: &Wake<'_>) -> Result<(), Broken> {
-    ring.drain(wake.memory(), |chain| Ok(refuse(chain)))
+/// Answers what is asked with an error, up to a request that begins a mount, which is left in the
+/// ring; whether there is one.
+pub fn refuse_until_mount(ring: &mut Ring, wake: &Wake<'_>) -> Result<bool, Broken> {
+    let memory = wake.memory();
+    loop {
+        ring.ignore(memory)?;
+        while let Some(chain) = ring.next(memory)? {
+            if is_mount(&chain) {
+                ring.put_back();
+                ring.tell(memory)?;
+                return Ok(true);
+            }
+            ring.give_back(memory, chain.head, refuse(&chain))?;
+        }
+        ring.tell(memory)?;
+        if !ring.listen(memory)? {
+            return Ok(false);
+        }
+    }
+}
+
+/// Answers the next request with an error, whatever it is, if there is one.
+pub fn refuse_next(ring: &mut Ring, wake: &Wake<'_>) -> Result<(), Broken> {
+    let Some(chain) = ring.next(wake.memory())? else { return Ok(()) };
+    ring.give_back(wake.memory(), chain.head, refuse(&chain))?;
+    ring.tell(wake.memory())
+}
+
+fn is_mount(chain: &Chain<'_>) -> bool {
+    let header = chain.readable.read::<IN_HEADER>();
+    header.is_some_and(|[_, _, _, _, a, b, c, d, ..]| u32::from_le_bytes([a, b, c, d]) == FUSE_INIT)
 }
 
 /// Answers a request with an error, if it wants an answer; the bytes written.
@@ -213,8 +234,79 @@ mod tests {
         // What comes later is refused, too.
         request(&ram, 6, 7);
         offer(&ram, 3, 6);
-        refuse_all(&mut ring, &wake).unwrap();
+        assert!(!refuse_until_mount(&mut ring, &wake).unwrap());
         assert_eq!((used(&ram), answer(&ram, 6)[8]), (4, 7));
+    }
+
+    #[test]
+    fn a_request_that_waits_while_many_others_are_answered_is_answered_too() {
+        let ram = GuestRam::new(1 << 20, None).unwrap();
+        let mut ring = ring(&ram);
+        let mut pending = Pending::default();
+        request(&ram, 0, 100);
+        offer(&ram, 0, 0);
+        pending.look(&ring, ram.regions()).unwrap();
+        let others = SIZE * 2;
+        for number in 0..others {
+            request(&ram, 2, u64::from(number));
+            offer(&ram, number + 1, 2);
+            pending.look(&ring, ram.regions()).unwrap();
+            give(&ram, number, 2);
+        }
+        pending.look(&ring, ram.regions()).unwrap();
+        pending.refuse(&mut ring, &Wake { ram: &ram, source: true }).unwrap();
+        assert_eq!((used(&ram), answer(&ram, 0)[8]), (others + 1, 100));
+        assert_eq!(ring.state().next_avail, others + 1);
+    }
+
+    #[test]
+    fn a_chain_in_a_table_of_its_own_is_found_and_one_without_an_end_is_not() {
+        let ram = GuestRam::new(1 << 20, None).unwrap();
+        let ring = ring(&ram);
+        request(&ram, 2, 50);
+        // The table is the two descriptors of that chain, which name each other by other numbers.
+        let table = [&0x1020_u64.to_le_bytes()[..], &32_u32.to_le_bytes(), &4_u32.to_le_bytes()];
+        ram.write(DESCRIPTORS, &table.concat()).unwrap();
+        ram.write(DESCRIPTORS + 0x20 + 14, &1_u16.to_le_bytes()).unwrap();
+        let chain = ring.chain(ram.regions(), 0).unwrap();
+        assert_eq!((chain.head, chain.readable.len(), chain.writable.len()), (0, 40, 16));
+        // A table within itself, and one of no whole descriptor.
+        ram.write(DESCRIPTORS + 0x20 + 12, &4_u16.to_le_bytes()).unwrap();
+        assert!(ring.chain(ram.regions(), 0).is_err());
+        ram.write(DESCRIPTORS + 8, &15_u32.to_le_bytes()).unwrap();
+        assert!(ring.chain(ram.regions(), 0).is_err());
+        // A circle, a number that no descriptor has, and a table at the end of all addresses.
+        request(&ram, 4, 50);
+        ram.write(DESCRIPTORS + 0x40 + 14, &4_u16.to_le_bytes()).unwrap();
+        assert!(ring.chain(ram.regions(), 4).is_err());
+        assert!(ring.chain(ram.regions(), SIZE).is_err());
+        ram.write(DESCRIPTORS, &u64::MAX.to_le_bytes()).unwrap();
+        ram.write(DESCRIPTORS + 8, &32_u32.to_le_bytes()).unwrap();
+        assert!(ring.chain(ram.regions(), 0).is_err());
+    }
+
+    #[test]
+    fn a_mount_is_left_in_the_ring() {
+        let ram = GuestRam::new(1 << 20, None).unwrap();
+        let mut ring = ring(&ram);
+        let wake = Wake { ram: &ram, source: true };
+        for head in [0, 2, 4] {
+            request(&ram, head, 100 + u64::from(head));
+            offer(&ram, head / 2, head);
+        }
+        ram.write(BUFFERS + 2 * 64 + 4, &FUSE_INIT.to_le_bytes()).unwrap();
+        assert!(refuse_until_mount(&mut ring, &wake).unwrap());
+        assert_eq!((used(&ram), answer(&ram, 0)[8], answer(&ram, 2)[8]), (1, 100, 0));
+        // A daemon that takes over begins with it, and knows of nothing before.
+        assert_eq!(ring.state().next_avail, 1);
+        let mut pending = Pending::at(&ring);
+        pending.look(&ring, ram.regions()).unwrap();
+        assert_eq!(pending.seen.into_keys().collect::<Vec<_>>(), [2, 4]);
+        // Nobody does.
+        refuse_next(&mut ring, &wake).unwrap();
+        assert_eq!((used(&ram), answer(&ram, 2)[8]), (2, 102));
+        assert!(!refuse_until_mount(&mut ring, &wake).unwrap());
+        assert_eq!((used(&ram), answer(&ram, 4)[8]), (3, 104));
     }
 
     /// The daemon's answer to the request of `head`.
