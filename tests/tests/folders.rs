@@ -152,6 +152,79 @@ fn a_daemon_that_dies_is_an_error_in_the_guest_and_no_more() {
     );
 }
 
+/// Reads until that fails, and mounts anew: once while nobody serves the folder, and then until
+/// somebody does.
+const REMOUNTER: &str = "
+mkdir /tmp/shared; mount -t virtiofs myfs /tmp/shared || echo failed: mount
+for life in 1 2; do
+  echo serving $life
+  while cat /tmp/shared/text >/dev/null 2>/said; do :; done
+  grep -o 'Input/output error' /said
+  umount /tmp/shared || echo failed: umount
+  mount -t virtiofs myfs /tmp/shared && ls /tmp/shared 2>/dev/null && echo failed: nobody is there
+  umount /tmp/shared
+  echo refused $life
+  until mount -t virtiofs myfs /tmp/shared && cat /tmp/shared/text 2>/dev/null; do
+    umount /tmp/shared
+    sleep 0.1
+  done
+  echo $life >> /tmp/shared/new
+done
+umount /tmp/shared || echo failed: umount
+";
+
+#[test]
+fn a_folder_is_mounted_anew_when_its_daemon_was_started_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let init = initramfs(scratch.path(), "remounter", &FOLDERS, REMOUNTER);
+    for virtiofsd in virtiofsds() {
+        let mut folder = Folder::by(&virtiofsd);
+        fs::write(folder.shared().join("text"), "some text\n").unwrap();
+        let mut command = folder.command(Boot::Direct, &init, "console=ttyS0 quiet");
+        let mut guest = Guest::start(&mut command);
+        for life in [1, 2] {
+            guest.wait_for(&format!("serving {life}"), DEADLINE);
+            folder.daemon.kill().unwrap();
+            folder.daemon.wait().unwrap();
+            guest.wait_for(&format!("refused {life}"), DEADLINE);
+            folder.daemon = start(&virtiofsd, folder.place.path());
+        }
+        let ended = guest.end(DEADLINE);
+        assert_eq!(ended.status, Some(0), "{ended}");
+        assert!(!ended.stdout.contains("failed"), "{ended}");
+        for (text, times) in [("Input/output error", 2), ("some text", 2)] {
+            assert_eq!(ended.stdout.matches(text).count(), times, "{ended}");
+        }
+        assert_eq!(fs::read_to_string(folder.shared().join("new")).unwrap(), "1\n2\n");
+        for line in ["Start it again, and mount anew", "start it first", "it is served again"] {
+            assert_eq!(ended.stderr.matches(line).count(), 2, "{ended}");
+        }
+    }
+}
+
+const READER: &str = "
+mkdir /tmp/shared; mount -t virtiofs myfs /tmp/shared || echo failed: mount
+cat /tmp/shared/text
+cat /tmp/shared/text > /tmp/shared/copy
+umount /tmp/shared
+";
+
+/// What QEMU needs for a daemon.
+#[test]
+fn memory_that_an_object_shares_is_the_daemon_s_too() {
+    let scratch = tempfile::tempdir().unwrap();
+    let init = initramfs(scratch.path(), "reader", &FOLDERS, READER);
+    let folder = Folder::new();
+    fs::write(folder.shared().join("text"), "some text\n").unwrap();
+    let mut command = folder.command(Boot::Firmware, &init, "console=ttyS0 quiet");
+    command.args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"]);
+    command.args(["-numa", "node,memdev=mem"]);
+    let ended = run(&mut command, b"", DEADLINE);
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended}");
+    assert!(ended.stdout.contains("some text") && !ended.stdout.contains("failed"), "{ended}");
+    assert_eq!(fs::read_to_string(folder.shared().join("copy")).unwrap(), "some text\n");
+}
+
 /// Mounts, and restarts the machine once.
 const RESTARTER: &str = "
 mkdir /tmp/shared; mount -t virtiofs myfs /tmp/shared || echo failed: mount
