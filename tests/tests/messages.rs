@@ -110,6 +110,11 @@ fn what_the_host_refuses_is_told_once() {
     let object = ["-object", "rng-random,id=r,filename=/nonexistent/x"];
     let line = [&["-m", "64M", "-kernel", kernel][..], &device, &object].concat();
     check(&line, &["-device virtio-rng-device", gone]);
+    let device = ["-device", "vhost-user-fs-device,chardev=c,tag=myfs"];
+    let chardev = ["-chardev", "socket,id=c,path=/nonexistent/x"];
+    let line = [&["-m", "64M", "-kernel", kernel][..], &device, &chardev].concat();
+    let advice = "start it first, with --socket-path=/nonexistent/x";
+    check(&line, &["-device vhost-user-fs-device: no virtiofsd at", gone, advice]);
 }
 
 #[test]

@@ -3,17 +3,19 @@
 //! Needs a /dev/kvm that runs kernel code natively, and root on a machine with FUSE: the nested lab
 //! is one.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use regression::busybox::host;
-use regression::products::{VIRTIOFSD, busybox, is_full, kernel, product, virtiofsds};
+use regression::products::{VIRTIOFSD, busybox, is_full, kernel, module, product, virtiofsds};
 use regression::program::{Ended, Guest, run, run_signalled};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
@@ -77,6 +79,92 @@ fn a_command_s_files_and_status_are_as_without_a_machine() {
     assert_eq!(output.status.code(), Some(7), "{output:?}");
     assert_eq!((output.stdout, output.stderr), (b"a\0\xff\r\nb".into(), b"no\tnews".into()));
     assert_eq!(leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_no_text_reaches_the_command_as_it_is() {
+    let (root, place) = (root(), tempfile::tempdir().unwrap());
+    let odd = OsStr::from_bytes(b"a\xff,,b=\xfe");
+    let sockets = place.path().join(odd);
+    fs::create_dir(&sockets).unwrap();
+    let log = sockets.join("log");
+    let mut command = microvm();
+    command.env("TMPDIR", &sockets).env("OWN", odd).arg("--kernel-log").arg(&log);
+    command.args(["--env", "OWN", "--env"]).arg(OsStr::from_bytes(b"GIVEN=\xfd"));
+    command.arg(root.path()).args(["sh", "-c", "printf %s \"$OWN:$GIVEN:$1\"", "sh"]);
+    command.arg(OsStr::from_bytes(b"\xfc")).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, [odd.as_bytes(), b":\xfd:\xfc"].concat(), "{output:?}");
+    assert!(fs::read_to_string(&log).unwrap().contains("Linux version"));
+    // The sockets are gone, the log stays.
+    assert_eq!(fs::read_dir(&sockets).unwrap().count(), 1);
+}
+
+/// The host's in /boot, or the one that was fetched where the program was built.
+#[test]
+fn a_kernel_is_found_that_nobody_gave() {
+    let root = root();
+    let mut command = Command::new(product("microvm"));
+    command.args(["run", "--virtiofsd", VIRTIOFSD]).arg(root.path()).args(["echo", "ran"]);
+    let ended = run(&mut command, b"", DEADLINE);
+    assert_eq!((ended.status, ended.stdout.as_str()), (Some(0), "ran\n"), "{ended}");
+}
+
+#[test]
+fn what_a_kernel_lacks_is_named() {
+    let root = root();
+    let check = |modules: &Path, named: &str| {
+        let ended = sh(root.path(), &["--modules", modules.to_str().unwrap()], "true", b"");
+        assert_eq!(ended.status, Some(125), "{ended}");
+        assert!(ended.stderr.contains(named), "{ended}");
+    };
+    // A kernel whose modules are listed, and that has all others built in.
+    for (lacking, option) in [("virtiofs", "CONFIG_VIRTIO_FS"), ("overlay", "CONFIG_OVERLAY_FS")] {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["virtio_mmio", "virtio_console", "virtiofs", "overlay"];
+        let there = names.iter().filter(|name| **name != lacking);
+        let list: String = there.map(|name| format!("kernel/{name}.ko\n")).collect();
+        fs::write(folder.path().join("modules.builtin"), list).unwrap();
+        fs::write(folder.path().join("modules.dep"), "").unwrap();
+        check(folder.path(), &format!("has no {lacking}: use one that is built with {option}"));
+    }
+    // One of which nobody knows until it runs.
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "drivers/virtio/virtio_ring",
+        "drivers/virtio/virtio",
+        "drivers/virtio/virtio_mmio",
+        "drivers/char/virtio_console",
+        "fs/fuse/fuse",
+        "fs/fuse/virtiofs",
+    ] {
+        let file = module(name);
+        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    check(folder.path(), "the kernel lacks CONFIG_OVERLAY_FS");
+    // Nothing is known of this one's devices: all there is to show is what it says.
+    fs::remove_file(folder.path().join("virtio_mmio.ko")).unwrap();
+    check(folder.path(), "CONFIG_VIRTIO_MMIO");
+}
+
+#[test]
+fn a_kernel_s_last_words_are_told_and_no_more() {
+    let (root, place) = (root(), tempfile::tempdir().unwrap());
+    let log = place.path().join("log");
+    fs::write(&log, "an earlier run\n").unwrap();
+    let dies = "echo c > /proc/sysrq-trigger";
+    let ended = sh(root.path(), &["--kernel-log", log.to_str().unwrap()], dies, b"");
+    assert_eq!(ended.status, Some(125), "{ended}");
+    let panic = "Kernel panic - not syncing: sysrq";
+    assert!(ended.stderr.contains(panic) && !ended.stderr.contains("an earlier run"), "{ended}");
+    let kept = fs::read_to_string(&log).unwrap();
+    assert!(kept.starts_with("an earlier run\n") && kept.contains(panic), "{kept}");
+    // More than anybody wants to read.
+    let ended = sh(root.path(), &[], &format!("seq 100001 111000 >/dev/ttyS0; {dies}"), b"");
+    assert_eq!(ended.status, Some(125), "{ended}");
+    assert!(ended.stderr.contains(panic) && ended.stderr.contains("guest: 111000"), "{ended}");
+    assert!(!ended.stderr.contains("guest: 100001"), "{ended}");
 }
 
 #[test]
@@ -185,6 +273,37 @@ fn check_root(virtiofsd: &Path) {
     assert_eq!(ended.status, Some(0), "{ended}");
     assert_eq!(fs::read(root.path().join("new")).unwrap(), b"new\n");
     assert!(names().iter().any(|name| name == "no-program"));
+}
+
+/// QEMU's, which older distributions have where others have the one in Rust.
+#[test]
+fn a_virtiofsd_is_known_by_what_it_says() {
+    let (root, place) = (root(), tempfile::tempdir().unwrap());
+    let virtiofsd = place.path().join("virtiofsd");
+    fs::copy(VIRTIOFSD, &virtiofsd).unwrap();
+    let ended = sh_by(&virtiofsd, root.path(), &[], VANDAL, b"");
+    assert!(ended.stdout.starts_with("new\n"), "{ended}");
+    assert!(ended.stderr.contains("Read-only file system"), "{ended}");
+    assert!(!root.path().join("vandal").exists());
+}
+
+#[test]
+fn a_folder_that_is_hidden_is_not_to_be_more_than_it_was() {
+    let (root, volume) = (root(), tempfile::tempdir().unwrap());
+    let path = volume.path().to_str().unwrap();
+    host(&["mount", "-t", "tmpfs", "-o", "nosuid,nodev,noexec", "none", path]);
+    let mut command = microvm();
+    command.args(["--volume", &format!("{path}:/volume:ro")]);
+    command.arg(root.path()).args(["sh", "-c", "echo ready; read line"]);
+    let mut guest = Guest::start(&mut command);
+    guest.wait_for("ready", DEADLINE);
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", last_virtiofsd(&guest)));
+    guest.write(b"\n");
+    let ended = guest.end(DEADLINE);
+    host(&["umount", path]);
+    assert_eq!(ended.status, Some(0), "{ended}");
+    let mounts = mounts.unwrap();
+    assert!(mounts.contains(" / ro,nosuid,nodev,noexec,"), "{mounts}");
 }
 
 /// Small files, and bytes of the large one: what is asked for takes long in a lab.
@@ -303,12 +422,16 @@ fn a_virtiofsd_that_dies_under_load_leaves_nobody_waiting() {
 }
 
 /// The root's came first; each has a process in a namespace of its own.
-fn kill_last_virtiofsd(guest: &Guest) {
+fn last_virtiofsd(guest: &Guest) -> String {
     let last_child = |pid: &str| {
         let children = host(&["sh", "-c", &format!("cat /proc/{pid}/task/*/children")]);
         children.split_ascii_whitespace().last().unwrap().to_owned()
     };
-    host(&["kill", "-9", &last_child(&last_child(&guest.pid().to_string()))]);
+    last_child(&last_child(&guest.pid().to_string()))
+}
+
+fn kill_last_virtiofsd(guest: &Guest) {
+    host(&["kill", "-9", &last_virtiofsd(guest)]);
 }
 
 #[test]
@@ -330,6 +453,8 @@ fn check_death(virtiofsd: &Path) {
     assert_eq!(ended.status, Some(9), "{ended}");
     assert!(ended.stdout.contains("Input/output error\nlives"), "{ended}");
     assert!(ended.stderr.contains("'volume0': virtiofsd"), "{ended}");
+    // Nobody can: its socket is gone.
+    assert!(!ended.stderr.contains("tart it"), "{ended}");
     assert_eq!(leftovers(), Vec::<String>::new());
 }
 
@@ -434,8 +559,12 @@ fn a_key_s_signal_is_for_all_that_the_command_has_started() {
 
 #[test]
 fn what_is_wrong_is_one_line_and_status_125() {
-    let root = root();
+    let (root, place) = (root(), tempfile::tempdir().unwrap());
     let folder = root.path().to_str().unwrap();
+    let short_lived = place.path().join("virtiofsd");
+    fs::write(&short_lived, "#!/bin/sh\necho no such luck >&2\nexit 3\n").unwrap();
+    fs::set_permissions(&short_lived, fs::Permissions::from_mode(0o755)).unwrap();
+    let short_lived = short_lived.to_str().unwrap();
     for (words, named) in [
         (&["--kernel", "/none", folder, "true"][..], "the kernel '/none'"),
         (&["--modules", "/none", folder, "true"], "'/none'"),
@@ -443,8 +572,11 @@ fn what_is_wrong_is_one_line_and_status_125() {
         (&["--memory", "many", folder, "true"], "many"),
         (&["--cpus", "0", folder, "true"], "-smp"),
         (&["--boot-trace", "/tmp", folder, "true"], "-boot-trace '/tmp'"),
-        // A program that is no virtiofsd.
-        (&["--virtiofsd", "/bin/false", folder, "true"], "virtiofsd"),
+        (&["--virtiofsd", short_lived, folder, "true"], "no such luck\nmicrovm: virtiofsd of '"),
+        (
+            &["--virtiofsd", short_lived, folder, "true"],
+            "before its machine came: exit status: 3\n",
+        ),
         (&[folder, "poweroff", "-f"], "the guest ended before the command did: power off"),
         (
             &[folder, "sh", "-c", "echo c > /proc/sysrq-trigger"],
