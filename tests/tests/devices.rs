@@ -3,7 +3,8 @@
 //! Needs a /dev/kvm that runs kernel code natively, and root on a machine whose taps, bridge and
 //! vhost-vsock are these tests' alone: the nested lab is one.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -367,6 +368,45 @@ fn the_console_types_both_ways_and_loses_nothing() {
             numbers.split_ascii_whitespace().map(|line| line.parse().unwrap()).collect();
         assert!(numbers == (1..=20_000).collect::<Vec<u32>>(), "{} numbers", numbers.len());
     }
+}
+
+/// Says more on the virtio console than a pipe and its VMM like to hold, and that it lives on COM1.
+const CHATTERER: &str = "
+exec 3<>/dev/hvc0
+stty -opost <&3
+echo chatter-begins
+seq 1 60000 >&3 &
+for beat in 1 2 3 4 5; do sleep 1; echo heart-beat $beat; done
+wait
+echo all-is-said
+read line < /dev/console
+";
+
+#[test]
+fn a_console_that_nobody_reads_stops_no_guest_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    host(&["mkfifo", &pipe.display().to_string()]);
+    let init = initramfs(folder.path(), "chatter", &CONSOLE, CHATTERER);
+    let mut command = linux(Boot::Direct, "256M", &init);
+    command.args(["-chardev", &format!("pipe,id=c,path={}", pipe.display())]);
+    command.args(["-device", "virtio-serial-device", "-device", "virtconsole,chardev=c"]);
+    let mut guest = Guest::start(&mut command);
+    // Linux waits for its console with interrupts off, on the one CPU that there is.
+    guest.wait_for("heart-beat 5", DEADLINE);
+    guest.wait_for("all-is-said", DEADLINE);
+    let expected: String = (1..=60_000).map(|number| format!("{number}\n")).collect();
+    let (sender, receiver) = mpsc::channel();
+    let mut got = vec![0; expected.len()];
+    thread::spawn(move || {
+        File::open(&pipe).and_then(|mut pipe| pipe.read_exact(&mut got)).unwrap();
+        sender.send(got).unwrap();
+    });
+    let got = receiver.recv_timeout(DEADLINE).expect("all that the guest said");
+    assert!(got == expected.as_bytes(), "what is read is not what was said");
+    guest.write(b"\n");
+    let ended = guest.end(DEADLINE);
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended}");
 }
 
 /// Counts its boots on a disk, asks each device for what it is for, and restarts.

@@ -3,7 +3,7 @@
 //! When nothing is pending, bytes are written at once by whoever brings them, if the reader takes
 //! them. Else they are kept, and a thread that is started when it is first needed passes them on.
 //! Above [`HIGH`] a guest is told to wait ([`Output::is_full`]); one that writes on nevertheless,
-//! as Linux' printk does, waits from [`MOST`] on ([`Output::wait_for_room`]).
+//! as Linux' printk does, waits from [`MOST`] on ([`Output::is_heaped`]).
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -22,8 +22,9 @@ use crate::{console, signals};
 /// Pending bytes above which it is full, and below which it no longer is.
 const HIGH: usize = 64 << 10;
 const LOW: usize = 16 << 10;
-/// Pending bytes above which a CPU waits.
+/// Pending bytes above which a CPU waits, and below which those who do are told of it.
 const MOST: usize = 16 << 20;
+const LESS: usize = MOST - HIGH;
 /// Bytes that are passed on at a time.
 const BATCH: usize = 4096;
 /// How often a CPU that waits looks whether it is called.
@@ -43,6 +44,7 @@ struct Shared {
     // It has done something.
     progress: Condvar,
     full: AtomicBool,
+    heaped: AtomicBool,
 }
 
 struct State {
@@ -53,7 +55,7 @@ struct State {
     fails: bool,
     // The thread that passes on what is pending was started.
     has_thread: bool,
-    // Is called, by that thread, when it is no longer full.
+    // Is called when it is no longer full or heaped.
     on_room: Option<Line>,
 }
 
@@ -74,6 +76,7 @@ impl Output {
             work: Condvar::new(),
             progress: Condvar::new(),
             full: AtomicBool::new(false),
+            heaped: AtomicBool::new(false),
         }))
     }
 
@@ -100,6 +103,9 @@ impl Output {
         state.pending.extend(rest);
         if state.pending.len() > HIGH {
             self.0.full.store(true, Ordering::SeqCst);
+        }
+        if state.pending.len() > MOST {
+            self.0.heaped.store(true, Ordering::SeqCst);
         }
         self.pass_on_later(&mut state);
     }
@@ -131,6 +137,7 @@ impl Output {
                 state.target = None;
                 self.0.forget(state);
                 self.0.full.store(false, Ordering::SeqCst);
+                self.0.heaped.store(false, Ordering::SeqCst);
                 return;
             }
             state.has_thread = true;
@@ -144,7 +151,13 @@ impl Output {
         self.0.full.load(Ordering::SeqCst)
     }
 
-    /// Has `call` be called, on a thread of its own, whenever it is no longer full.
+    /// Whether far too much is pending: also who cannot be told to wait has to. Who heard of it
+    /// hears also when that is over.
+    pub fn is_heaped(&self) -> bool {
+        self.0.heaped.load(Ordering::SeqCst)
+    }
+
+    /// Has `call` be called, on a thread of its own, whenever it is no longer full or heaped.
     pub fn on_room(&self, call: Line) {
         self.0.lock().on_room = Some(call);
     }
@@ -282,9 +295,13 @@ impl Shared {
         }
     }
 
-    /// Whom to call when it is no longer full.
+    /// Whom to call when it is no longer full or heaped.
     fn tell_of_room(&self, state: &State) -> Option<Line> {
-        let over = state.pending.len() < LOW && self.full.swap(false, Ordering::SeqCst);
+        let is_over = |flag: &AtomicBool, limit: usize| {
+            state.pending.len() < limit && flag.swap(false, Ordering::SeqCst)
+        };
+        // Both, whatever the first one says.
+        let over = is_over(&self.full, LOW) | is_over(&self.heaped, LESS);
         state.on_room.clone().filter(|_| over)
     }
 

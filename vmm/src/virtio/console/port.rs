@@ -58,9 +58,16 @@ impl Port {
     /// Puts out one byte without any queue, if there is room: whoever is in an emergency does not
     /// wait.
     pub(super) fn put_out_now(&self, byte: u8) {
-        if !self.output.is_full() {
+        if !self.is_full() {
             self.output.put(&[byte]);
         }
+    }
+
+    /// Whether the guest is to keep its output for now. A program that writes to a port sleeps then.
+    /// Who writes to a console cannot: Linux' hvc driver spins, its interrupts off, until its buffer
+    /// comes back. So what a console says is taken as long as that is possible, as COM1's is.
+    fn is_full(&self) -> bool {
+        if self.is_console { self.output.is_heaped() } else { self.output.is_full() }
     }
 
     /// A program in the guest opens or closes it. Linux drops what comes to a closed port, so
@@ -100,14 +107,14 @@ impl Clerk {
     fn put_out(&mut self, ring: &mut Ring, memory: &GuestMemoryMmap) -> Result<(), Broken> {
         ring.ignore(memory)?;
         loop {
-            while !self.port.output.is_full() {
+            while !self.port.is_full() {
                 let Some(chain) = ring.next(memory)? else { break };
                 let Some((_, mut rest)) = chain.readable.split_at(self.put) else {
                     return Err(ring.broken("a chain that changes while it is worked on"));
                 };
                 let mut bytes = [0; BATCH];
                 // A chain may be long, and a reset is not to wait for all of it.
-                while !rest.is_empty() && !self.port.output.is_full() && !ring.is_stopped() {
+                while !rest.is_empty() && !self.port.is_full() && !ring.is_stopped() {
                     let count = rest.copy_to(&mut bytes);
                     self.port.output.put(bytes.get(..count).unwrap_or_default());
                     self.put += count;
@@ -122,7 +129,7 @@ impl Clerk {
                 ring.tell(memory)?;
             }
             // While it is full, the guest need not say that there is more.
-            if self.port.output.is_full() || ring.is_stopped() || !ring.listen(memory)? {
+            if self.port.is_full() || ring.is_stopped() || !ring.listen(memory)? {
                 return Ok(());
             }
         }
