@@ -149,6 +149,16 @@ impl Ring {
     pub fn drain<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap,
+        serve: impl FnMut(&Chain<'m>) -> Result<usize, &'static str>,
+    ) -> Result<(), Broken> {
+        self.drain_some_slow(memory, |_| false, serve)
+    }
+
+    /// The same where some chains are `slow`: the driver is told of those before them first.
+    pub fn drain_some_slow<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        slow: impl Fn(&Chain<'m>) -> bool,
         mut serve: impl FnMut(&Chain<'m>) -> Result<usize, &'static str>,
     ) -> Result<(), Broken> {
         // When the first of those began that the driver has not heard of.
@@ -156,9 +166,19 @@ impl Ring {
         loop {
             self.ignore(memory)?;
             while let Some(chain) = self.next(memory)? {
+                if slow(&chain) {
+                    self.tell(memory)?;
+                    first = None;
+                }
                 let since = *first.get_or_insert_with(Instant::now);
-                let written = serve(&chain).map_err(|problem| self.broken(problem))?;
-                self.give_back(memory, chain.head, written)?;
+                match serve(&chain) {
+                    Ok(written) => self.give_back(memory, chain.head, written)?,
+                    Err(problem) => {
+                        // Those before it were good.
+                        self.tell(memory)?;
+                        return Err(self.broken(problem));
+                    }
+                }
                 // Who waits for this one does not wait long for the next; one interrupt for many
                 // saves the guest more than that.
                 if since.elapsed() > TOGETHER {
@@ -269,10 +289,8 @@ impl Ring {
     }
 }
 
-/// Bytes of a chain, at the most (section 2.7.4).
-const CHAIN_MAX: u64 = 1 << 32;
-
-/// A chain of at most `most` descriptors: as many as its queue has (section 2.7.5.3.1).
+/// A chain of at most `most` descriptors: as many as its queue has (section 2.7.5.3.1). What walks
+/// it ends before 4 GiB, which are more than it may have (2.7.4).
 fn collect<'m>(
     head: u16,
     descriptors: impl IntoIterator<Item = Descriptor>,
@@ -280,15 +298,12 @@ fn collect<'m>(
     memory: &'m GuestMemoryMmap,
 ) -> Result<Chain<'m>, &'static str> {
     let mut collected = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
-    let (mut complete, mut count, mut bytes) = (false, 0_u16, 0_u64);
+    let (mut complete, mut count) = (false, 0_u16);
     for descriptor in descriptors {
         complete = !descriptor.has_next();
-        (count, bytes) = (count.saturating_add(1), bytes + u64::from(descriptor.len()));
+        count = count.saturating_add(1);
         if count > most {
             return Err("a chain of more descriptors than the queue has");
-        }
-        if bytes > CHAIN_MAX {
-            return Err("a chain of more than 4 GiB");
         }
         let (buffers, access) = match descriptor.is_write_only() {
             true => (&mut collected.writable, Permissions::Write),
@@ -306,4 +321,86 @@ fn collect<'m>(
     }
     // What walks chains ends those that it cannot follow.
     if complete { Ok(collected) } else { Err("a chain of descriptors without an end") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Barrier;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::virtio::driver::{BUFFER, Driver};
+    use crate::virtio::{Device, Server, Wake, Work};
+
+    /// Bytes of the chains that are done at once, that wait, and that are none.
+    const FAST: u32 = 1;
+    const SLOW: u32 = 2;
+    const BAD: u32 = 3;
+
+    /// A device whose slow chains wait for somebody at the barrier.
+    #[derive(Clone)]
+    struct Waiter(Arc<Barrier>);
+
+    impl Device for Waiter {
+        fn name(&self) -> &'static str {
+            "waiter"
+        }
+
+        fn id(&self) -> u32 {
+            virtio_bindings::virtio_ids::VIRTIO_ID_RNG
+        }
+
+        fn queues(&self) -> Vec<u16> {
+            vec![8]
+        }
+
+        fn start(&self, _: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
+            Ok(vec![Work { queues: vec![0], server: Box::new(self.clone()) }])
+        }
+    }
+
+    impl Server for Waiter {
+        fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
+            let is = |chain: &Chain<'_>, length: u32| chain.readable.len() == length as usize;
+            let serve = |chain: &Chain<'_>| {
+                if is(chain, SLOW) {
+                    self.0.wait();
+                }
+                if is(chain, BAD) { Err("bad") } else { Ok(0) }
+            };
+            rings.iter_mut().try_for_each(|ring| {
+                ring.drain_some_slow(wake.memory(), |chain| is(chain, SLOW), serve)
+            })
+        }
+    }
+
+    fn driver(chains: [u32; 2]) -> (Driver, Arc<Barrier>) {
+        let barrier = Arc::new(Barrier::new(2));
+        let driver = Driver::ready(Arc::new(Waiter(barrier.clone())), 0);
+        for (index, length) in (0..).zip(chains) {
+            driver.descriptor(index, BUFFER, length, 0, 0);
+        }
+        driver.offer(&[0, 1], 2);
+        (driver, barrier)
+    }
+
+    #[test]
+    fn a_driver_hears_of_what_is_done_before_the_next_one_waits() {
+        let (driver, barrier) = driver([FAST, SLOW]);
+        driver.wait(|driver| driver.interrupts.load(Ordering::SeqCst) == 1);
+        assert_eq!(driver.used_index(0), 1);
+        barrier.wait();
+        driver.used(0, 2);
+        driver.wait(|driver| driver.interrupts.load(Ordering::SeqCst) == 2);
+    }
+
+    #[test]
+    fn a_driver_hears_of_what_was_done_before_the_queue_broke() {
+        let (driver, _) = driver([FAST, BAD]);
+        driver.breaks();
+        assert_eq!(driver.used_index(0), 1);
+        // Used buffers, and a device that needs a reset.
+        driver.wait(|driver| driver.read(0x60) == 3);
+    }
 }
