@@ -18,7 +18,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Broken, Device, Interrupt, Ring, Server, Wake, Work};
+use super::{Broken, Chain, Device, Interrupt, Ring, Server, Wake, Work};
 use crate::config::Disk;
 use image::Image;
 
@@ -124,13 +124,13 @@ impl Device for Block {
         }
     }
 
-    fn start(&self, features: u64, _: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
+    fn start(&self, features: u64, interrupt: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
         // Who cannot ask for a flush takes every write for durable (section 5.2.6.2).
         let flushes = 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_CONFIG_WCE;
         let through = features & flushes == 0;
-        let work = |queue| Work {
-            queues: vec![queue],
-            server: Box::new(Queue { backend: self.backend.clone(), through }),
+        let work = |queue| {
+            let (backend, interrupt) = (self.backend.clone(), interrupt.clone());
+            Work { queues: vec![queue], server: Box::new(Queue { backend, through, interrupt }) }
         };
         Ok((0..usize::from(self.disk.queues)).map(work).collect())
     }
@@ -139,17 +139,23 @@ impl Device for Block {
 /// Who serves one queue.
 struct Queue {
     backend: Arc<Backend>,
+    /// The driver cannot flush.
     through: bool,
+    interrupt: Arc<Interrupt>,
+}
+
+impl Queue {
+    /// Whether a write is to be on the medium when it is done.
+    fn writes_through(&self) -> bool {
+        self.through || !self.backend.writeback.load(Ordering::SeqCst)
+    }
 }
 
 impl Server for Queue {
     fn serve(&mut self, rings: &mut [Ring], wake: &Wake<'_>) -> Result<(), Broken> {
-        let Self { backend, through } = self;
-        rings.iter_mut().try_for_each(|ring| {
-            ring.drain(wake.memory(), |chain| {
-                request::execute(backend, *through, chain).ok_or("no block request")
-            })
-        })
+        let slow = |chain: &Chain<'_>| request::is_slow(self, chain);
+        let execute = |chain: &Chain<'_>| request::execute(self, chain).ok_or("no block request");
+        rings.iter_mut().try_for_each(|ring| ring.drain_some_slow(wake.memory(), slow, execute))
     }
 }
 

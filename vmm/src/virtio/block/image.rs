@@ -5,8 +5,11 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate, fdatasync};
+use rustix::io::{Errno, retry_on_intr};
 
 use super::lock;
 use crate::config::Disk;
@@ -63,6 +66,10 @@ pub struct Image {
     size: u64,
     punches_holes: bool,
     flushes: bool,
+    /// Something may have been written by the host's page cache.
+    is_cached: AtomicBool,
+    /// What became of the first flush that failed, while bytes were in that cache.
+    lost: Mutex<Option<Errno>>,
 }
 
 impl Image {
@@ -86,7 +93,8 @@ impl Image {
             false => None,
         };
         let (punches_holes, flushes) = (disk.discard, disk.cache.flush);
-        Ok(Self { file, direct, size, punches_holes, flushes })
+        let (is_cached, lost) = (AtomicBool::new(false), Mutex::new(None));
+        Ok(Self { file, direct, size, punches_holes, flushes, is_cached, lost })
     }
 
     /// Sectors: a last one that is not all there counts.
@@ -135,60 +143,96 @@ impl Image {
                 outcome => return outcome,
             }
         }
+        if way != Direction::FromFile {
+            self.is_cached.store(true, Ordering::SeqCst);
+        }
         // The kernel keeps the cache and the medium as one.
         buffers.transfer(self.file.as_fd(), offset, way)
     }
 
-    /// Waits until all that was written is on the medium.
+    /// Waits until all that was written is on the medium. Of bytes that do not get there from its
+    /// cache, Linux tells once, and takes them for written then. So the first such flush is the
+    /// last that could be believed, and none succeeds after it, as in QEMU; past the cache, each
+    /// write has told by itself what became of it.
     pub fn flush(&self) -> io::Result<()> {
-        match self.flushes {
-            true => Ok(fdatasync(&self.file)?),
-            false => Ok(()),
+        if !self.flushes {
+            return Ok(());
         }
+        // One at a time: of two at once, Linux may tell the other.
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errno) = *lost {
+            return Err(errno.into());
+        }
+        let outcome = retry_on_intr(|| fdatasync(&self.file));
+        if self.is_cached.load(Ordering::SeqCst) {
+            *lost = outcome.err();
+        }
+        Ok(outcome?)
     }
 
-    /// The guest does not need these bytes any more.
+    /// The guest does not need these bytes any more. It is a hint, for who can make use of it.
     pub fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        match self.punches_holes {
-            true => self.punch(offset, length),
-            false => Ok(()),
+        if self.punches_holes {
+            self.allocate(PUNCH, offset, length)?;
+        }
+        Ok(())
+    }
+
+    /// Makes these bytes zeroes; their room may be given back to the host if `unmap`. It may take
+    /// long, and is not done when `is_stopped`.
+    pub fn write_zeroes(
+        &self,
+        (offset, length): (u64, u64),
+        unmap: bool,
+        is_stopped: impl Fn() -> bool,
+    ) -> io::Result<()> {
+        let unmap = unmap && self.punches_holes;
+        if unmap && self.allocate(PUNCH, offset, length)? || self.allocate(ZERO, offset, length)? {
+            return Ok(());
+        }
+        self.write_zeroes_by_hand(offset, length, is_stopped)
+    }
+
+    /// Changes how these bytes are kept; false where that is not possible: on this file system, or,
+    /// of a block device, for what is no whole number of its blocks.
+    fn allocate(&self, how: FallocateFlags, offset: u64, length: u64) -> io::Result<bool> {
+        let how = how | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| fallocate(&self.file, how, offset, length)) {
+            Ok(()) => {
+                // What is zeroes from now on may be so in the cache alone.
+                self.is_cached.store(true, Ordering::SeqCst);
+                Ok(true)
+            }
+            Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Makes these bytes zeroes; their room may be given back to the host if `unmap`.
-    pub fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
-        if unmap && self.punches_holes {
-            return self.punch(offset, length);
-        }
-        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, flags, offset, length) {
-            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeroes_by_hand(offset, length),
-            outcome => Ok(outcome?),
-        }
-    }
-
-    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, flags, offset, length) {
-            // The file system cannot; what is discarded has no contents, but zeroes have.
-            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeroes_by_hand(offset, length),
-            outcome => Ok(outcome?),
-        }
-    }
-
-    fn write_zeroes_by_hand(&self, offset: u64, length: u64) -> io::Result<()> {
+    fn write_zeroes_by_hand(
+        &self,
+        offset: u64,
+        length: u64,
+        is_stopped: impl Fn() -> bool,
+    ) -> io::Result<()> {
         use std::os::unix::fs::FileExt as _;
-        let zeroes = [0; 64 << 10];
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        self.is_cached.store(true, Ordering::SeqCst);
         let mut done = 0;
         while done < length {
-            let count = (length - done).min(zeroes.len() as u64);
-            let part = zeroes.get(..usize::try_from(count).unwrap_or(0)).unwrap_or_default();
+            if is_stopped() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let count = (length - done).min(ZEROES.len() as u64);
+            let part = ZEROES.get(..usize::try_from(count).unwrap_or(0)).unwrap_or_default();
             self.file.write_all_at(part, offset + done)?;
             done += count;
         }
         Ok(())
     }
 }
+
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE;
+const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE;
 
 fn open(path: &Path, read_only: bool, flags: OFlags) -> Result<File, Error> {
     let mut options = OpenOptions::new();
@@ -216,5 +260,86 @@ fn check_format(mut file: &File, path: &Path) -> Result<(), Error> {
     match FORMATS.iter().find(|(magic, _)| start.starts_with(magic)) {
         Some((_, format)) => Err(Error::Format { path: path.into(), format }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    /// An image of 1 MiB on `file`, past the page cache if `direct`.
+    fn on(file: impl Into<OwnedFd>, direct: bool) -> Image {
+        let file = File::from(file.into());
+        Image {
+            direct: direct.then(|| file.try_clone().unwrap()),
+            file,
+            size: 1 << 20,
+            punches_holes: true,
+            flushes: true,
+            is_cached: AtomicBool::new(false),
+            lost: Mutex::new(None),
+        }
+    }
+
+    /// One that knows neither holes nor flushes (EOPNOTSUPP or ENODEV, EINVAL).
+    fn on_pipe(direct: bool) -> Image {
+        on(io::pipe().unwrap().1, direct)
+    }
+
+    fn on_file() -> Image {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 1 << 20], 0).unwrap();
+        on(file, false)
+    }
+
+    #[test]
+    fn no_flush_succeeds_after_one_that_failed() {
+        let mut image = on_pipe(false);
+        image.is_cached = AtomicBool::new(true);
+        let first = image.flush().unwrap_err().raw_os_error();
+        // As Linux has it after an error: all is well.
+        image.file = tempfile::tempfile().unwrap();
+        assert_eq!(image.flush().unwrap_err().raw_os_error(), first);
+    }
+
+    #[test]
+    fn a_flush_that_failed_is_no_matter_where_nothing_is_cached() {
+        let mut image = on_pipe(true);
+        assert!(image.flush().is_err());
+        image.file = tempfile::tempfile().unwrap();
+        assert!(image.flush().is_ok());
+    }
+
+    #[test]
+    fn what_was_written_by_the_cache_counts_even_with_an_image_past_it() {
+        let image = on_file();
+        image.transfer(0, &Buffers::default(), Direction::FromFile).unwrap();
+        assert!(!image.is_cached.load(Ordering::SeqCst));
+        image.transfer(0, &Buffers::default(), Direction::ToFile).unwrap();
+        assert!(image.is_cached.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn what_cannot_be_discarded_stays() {
+        // procfs punches no holes, and takes no write at a place either.
+        let name = Path::new("/proc/thread-self/comm");
+        let image = on(File::options().read(true).write(true).open(name).unwrap(), false);
+        image.discard(0, 4096).unwrap();
+        assert!(image.write_zeroes((0, 4096), true, || false).is_err(), "zeroes are no hint");
+    }
+
+    #[test]
+    fn zeroes_are_written_until_the_device_is_stopped() {
+        let image = on_file();
+        image.write_zeroes_by_hand(4096, 200_000, || false).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        image.file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes.iter().filter(|byte| **byte == 0).count(), 200_000);
+        assert!(bytes[4096..204_096].iter().all(|byte| *byte == 0));
+        let error = image.write_zeroes_by_hand(0, 4096, || true).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
     }
 }

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::image::SECTOR;
-use super::{Backend, RANGE_MAX};
+use super::{Backend, Queue, RANGE_MAX};
 use crate::console;
 use crate::virtio::{Buffers, Chain};
 
@@ -38,21 +38,29 @@ impl From<io::Error> for Refusal {
     }
 }
 
+/// Whether what `chain` asks for waits for the medium, as a rule.
+pub(super) fn is_slow(queue: &Queue, chain: &Chain<'_>) -> bool {
+    match chain.readable.read::<4>().map(u32::from_le_bytes) {
+        Some(VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => true,
+        Some(VIRTIO_BLK_T_OUT) => queue.writes_through(),
+        _ => false,
+    }
+}
+
 /// Does what `chain` asks for; bytes that were written to it. `None` when it is no request.
-/// `through` says that a write is to be on the medium when it is done.
-pub(super) fn execute(backend: &Backend, through: bool, chain: &Chain<'_>) -> Option<usize> {
+pub(super) fn execute(queue: &Queue, chain: &Chain<'_>) -> Option<usize> {
     let header = chain.readable.read::<HEADER>()?;
     let (_, output) = chain.readable.split_at(HEADER)?;
     let (input, status) = chain.writable.split_at(chain.writable.len().checked_sub(1)?)?;
     let [a, b, c, d, _, _, _, _, sector @ ..] = header;
     let kind = u32::from_le_bytes([a, b, c, d]);
-    let outcome = perform(backend, through, kind, u64::from_le_bytes(sector), &output, &input);
+    let outcome = perform(queue, kind, u64::from_le_bytes(sector), &output, &input);
     let (code, written) = match outcome {
         Ok(written) => (VIRTIO_BLK_S_OK, written),
         Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
         Err(Refusal::Invalid) => (VIRTIO_BLK_S_IOERR, 0),
         Err(Refusal::Host(error)) => {
-            tell(backend, kind, &error);
+            tell(&queue.backend, kind, &error);
             (VIRTIO_BLK_S_IOERR, 0)
         }
     };
@@ -75,13 +83,13 @@ fn tell(backend: &Backend, kind: u32, error: &io::Error) {
 }
 
 fn perform(
-    backend: &Backend,
-    through: bool,
+    queue: &Queue,
     kind: u32,
     sector: u64,
     output: &Buffers<'_>,
     input: &Buffers<'_>,
 ) -> Result<usize, Refusal> {
+    let backend = &*queue.backend;
     match kind {
         VIRTIO_BLK_T_IN => {
             let offset = offset(backend, sector, input.len())?;
@@ -97,12 +105,9 @@ fn perform(
         }
         VIRTIO_BLK_T_OUT => {
             let offset = offset(backend, sector, output.len())?;
-            let through = through || !backend.writeback.load(Ordering::SeqCst);
-            backend.image.write(offset, output, through)?;
+            backend.image.write(offset, output, queue.writes_through())?;
         }
-        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
-            change_range(backend, through, kind, output)?;
-        }
+        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => change_range(queue, kind, output)?,
         _ => return Err(Refusal::Unsupported),
     }
     Ok(0)
@@ -126,12 +131,7 @@ fn give_id(backend: &Backend, input: &Buffers<'_>) -> usize {
     input.copy_from(&id)
 }
 
-fn change_range(
-    backend: &Backend,
-    through: bool,
-    kind: u32,
-    output: &Buffers<'_>,
-) -> Result<(), Refusal> {
+fn change_range(queue: &Queue, kind: u32, output: &Buffers<'_>) -> Result<(), Refusal> {
     let range = output.read::<RANGE>().filter(|_| output.len() == RANGE);
     let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, flags @ ..] =
         range.ok_or(Refusal::Invalid)?;
@@ -146,13 +146,14 @@ fn change_range(
         return Err(Refusal::Invalid);
     }
     let bytes = u64::from(sectors) * SECTOR;
-    let offset = offset(backend, sector, usize::try_from(bytes).unwrap_or(usize::MAX))?;
-    let image = &backend.image;
+    let offset = offset(&queue.backend, sector, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+    let image = &queue.backend.image;
     if is_discard {
         return Ok(image.discard(offset, bytes)?);
     }
-    image.write_zeroes(offset, bytes, flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0)?;
-    if through || !backend.writeback.load(Ordering::SeqCst) {
+    let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+    image.write_zeroes((offset, bytes), unmap, || queue.interrupt.is_stopped())?;
+    if queue.writes_through() {
         image.flush()?;
     }
     Ok(())
