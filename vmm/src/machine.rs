@@ -125,7 +125,7 @@ impl Machine {
             fw_cfg,
             plugs,
             ram,
-            Injector { vm: vm.clone(), pulses: Mutex::new(()) },
+            Injector { vm: vm.clone(), pulses: Default::default() },
         )?;
         step(trace, "registers and board");
         let (on_panic, ram) = (config.actions.panic, ram.clone());
@@ -325,13 +325,15 @@ fn create_cpus(vm: &VmFd, cpuid: &mut Cpuid, cpus: u8) -> Result<Vec<Vcpu>, Erro
     (0..cpus).map(create).collect()
 }
 
+const PINS: usize = layout::IOAPIC_PINS as usize;
+
 /// Hands the I/O APIC's messages to KVM. What KVM refuses (a message to nobody, say) is lost, as
 /// on hardware.
 struct Injector {
     vm: Arc<VmFd>,
-    /// Held from a pin's rise to its fall: of two threads of a device, the second would raise what
-    /// is up already, which is no edge, and its interrupt would be lost.
-    pulses: Mutex<()>,
+    /// For each pin, held from its rise to its fall: of two threads of a device, the second would
+    /// raise what is up already, which is no edge, and its interrupt would be lost.
+    pulses: [Mutex<()>; PINS],
 }
 
 impl Messages for Injector {
@@ -348,7 +350,11 @@ impl Messages for Injector {
     }
 
     fn pulse(&self, pin: u32) {
-        let _pulse = self.pulses.lock().unwrap_or_else(PoisonError::into_inner);
+        // No device has another pin.
+        let Some(pulses) = usize::try_from(pin).ok().and_then(|pin| self.pulses.get(pin)) else {
+            return;
+        };
+        let _pulse = pulses.lock().unwrap_or_else(PoisonError::into_inner);
         for level in [true, false] {
             let _ = self.vm.set_irq_line(pin, level);
         }
