@@ -98,7 +98,8 @@ impl<'a> Session<'a> {
                 PollFd::from_borrowed_fd(self.stream.input(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.mailbox.bell(), PollFlags::IN),
             ];
-            match rustix::event::poll(&mut ready, None) {
+            let patience = self.mailbox.patience().and_then(|time| Timespec::try_from(time).ok());
+            match rustix::event::poll(&mut ready, patience.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
