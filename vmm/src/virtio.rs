@@ -100,6 +100,8 @@ pub trait Device: Send + Sync {
     /// The driver is ready, and has agreed to `features`: the work that is to be done, each part
     /// with its queues on a thread of its own.
     fn start(&self, features: u64, interrupt: &Arc<Interrupt>) -> io::Result<Vec<Work>>;
+    /// The driver has reset it: its work has ended.
+    fn stop(&self) {}
 }
 
 /// Does what a driver asks for, on a thread of its own.

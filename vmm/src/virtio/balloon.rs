@@ -126,6 +126,11 @@ impl Device for Balloon {
         let queues = (0..self.queues().len()).collect();
         Ok(vec![Work { queues, server: Box::new(Taker) }])
     }
+
+    /// The next driver reads the target when it begins; until then nobody is told of it.
+    fn stop(&self) {
+        *self.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = Weak::new();
+    }
 }
 
 /// Who takes the pages.
@@ -249,5 +254,8 @@ mod tests {
         }
         assert_eq!(*heard.lock().unwrap(), [1 << 20, 0]);
         assert_eq!(balloon.actual(), 0);
+        assert_eq!(driver.status(0), 0);
+        assert!(!balloon.ask(2 << 20), "its driver has gone");
+        assert_eq!(driver.read(0x60), 0, "and nobody is interrupted");
     }
 }

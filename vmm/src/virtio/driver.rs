@@ -55,6 +55,10 @@ pub struct Driver {
 
 impl Driver {
     pub fn new(device: Arc<dyn Device>) -> Self {
+        Self::with(device, Arc::new(NoDoorbells))
+    }
+
+    pub fn with(device: Arc<dyn Device>, doorbells: Arc<dyn Doorbells>) -> Self {
         // Some devices are served by who maps it, too.
         let source = MemorySource::Memfd { pages: Pages::Usual, seal: true };
         let backend = Backend { source, share: true, ..Backend::default() };
@@ -65,7 +69,7 @@ impl Driver {
             count.fetch_add(1, Ordering::SeqCst);
         });
         let place = (0, Registers::unseen());
-        let transport = Transport::new(device, place, ram.clone(), line, Arc::new(NoDoorbells));
+        let transport = Transport::new(device, place, ram.clone(), line, doorbells);
         Self { transport, ram, interrupts }
     }
 

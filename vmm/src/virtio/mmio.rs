@@ -217,18 +217,35 @@ impl Transport {
                 };
                 let kick = Event::new().map_err(Broken::Thread)?;
                 if queue.ready() {
-                    // What KVM does not take leaves the guest, and comes by `notify`.
-                    let _ = self.doorbells.attach(self.doorbell(), wide(number), &kick);
                     kicks.insert(number, kick.clone());
                 }
                 rings.push(Ring::new(number, queue, kick, self.interrupt.clone()));
             }
             workers.start(server, rings, self.ram.clone()).map_err(Broken::Thread)?;
         }
+        self.attach(&kicks);
+        Ok(Running { kicks, _workers: workers })
+    }
+
+    /// Has KVM take the notifications, as the last step of a start, after which nothing fails: who
+    /// is attached is detached by a reset. What comes before, and what KVM does not take, leaves
+    /// the guest and comes by `notify`.
+    fn attach(&self, kicks: &BTreeMap<usize, Event>) {
+        for (number, kick) in kicks {
+            let _ = self.doorbells.attach(self.doorbell(), wide(*number), kick);
+        }
         if let Some(event) = self.interrupt.acknowledgement() {
             let _ = self.doorbells.attach(self.acknowledgement(), VIRTIO_MMIO_INT_VRING, event);
         }
-        Ok(Running { kicks, _workers: workers })
+    }
+
+    fn detach(&self, kicks: &BTreeMap<usize, Event>) {
+        for (number, kick) in kicks {
+            self.doorbells.detach(self.doorbell(), wide(*number), kick);
+        }
+        if let Some(event) = self.interrupt.acknowledgement() {
+            self.doorbells.detach(self.acknowledgement(), VIRTIO_MMIO_INT_VRING, event);
+        }
     }
 
     /// Where drivers write their notifications.
@@ -245,12 +262,9 @@ impl Transport {
     fn reset(&self) {
         let mut state = self.lock();
         if let Some(running) = state.running.take() {
-            for (number, kick) in &running.kicks {
-                self.doorbells.detach(self.doorbell(), wide(*number), kick);
-            }
-            if let Some(event) = self.interrupt.acknowledgement() {
-                self.doorbells.detach(self.acknowledgement(), VIRTIO_MMIO_INT_VRING, event);
-            }
+            self.detach(&running.kicks);
+            drop(running);
+            self.device.stop();
         }
         state.queues = power_on(&*self.device);
         state.status = 0;

@@ -1,5 +1,6 @@
 //! The registers as drivers use and misuse them, with the entropy device behind.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -229,6 +230,75 @@ fn a_chain_has_no_more_descriptors_than_its_queue() {
         match is_taken {
             true => assert_eq!(driver.used(0, 1), 8),
             false => driver.breaks(),
+        }
+    }
+}
+
+/// Notifications that KVM would take: where they are written, and what.
+#[derive(Default)]
+struct Attached(Mutex<Vec<(u64, u32)>>);
+
+impl Attached {
+    fn list(&self) -> Vec<(u64, u32)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Doorbells for Attached {
+    fn attach(&self, address: u64, value: u32, _: &Event) -> io::Result<()> {
+        self.0.lock().unwrap().push((address, value));
+        Ok(())
+    }
+
+    fn detach(&self, address: u64, value: u32, _: &Event) {
+        self.0.lock().unwrap().retain(|attached| *attached != (address, value));
+    }
+}
+
+/// A device of two parts, of which the second cannot be started if `fails`.
+struct Halves {
+    fails: bool,
+}
+
+impl Device for Halves {
+    fn name(&self) -> &'static str {
+        "halves"
+    }
+
+    fn id(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queues(&self) -> Vec<u16> {
+        vec![8, 8]
+    }
+
+    fn start(&self, _: u64, interrupt: &Arc<Interrupt>) -> io::Result<Vec<Work>> {
+        let mut works = rng().start(0, interrupt)?;
+        if self.fails {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        works.extend(
+            rng().start(0, interrupt)?.into_iter().map(|work| Work { queues: vec![1], ..work }),
+        );
+        Ok(works)
+    }
+}
+
+#[test]
+fn what_is_attached_at_a_start_is_detached_by_a_reset() {
+    for fails in [false, true] {
+        let attached = Arc::new(Attached::default());
+        let driver = Driver::with(Arc::new(Halves { fails }), attached.clone());
+        for _ in 0..2 {
+            driver.agree();
+            (0..2).for_each(|queue| driver.set_up_queue(queue, 8));
+            driver.status(0xf);
+            assert_eq!(driver.is_broken(), fails);
+            let expected = [(0x50, 0), (0x50, 1), (0x64, 1)];
+            assert_eq!(attached.list(), if fails { &[][..] } else { &expected });
+            assert_eq!(driver.status(0), 0);
+            assert_eq!(attached.list(), []);
         }
     }
 }
