@@ -61,7 +61,7 @@ impl Devices {
         let all: Vec<Arc<dyn Device>> = vec![
             Arc::new(Block::new(&disk).expect("a disk")),
             Arc::new(Rng::new(Path::new("/dev/zero")).expect("zeroes")),
-            Arc::new(Console::new(ports)),
+            Arc::new(Console::new(ports).expect("a console")),
             Arc::new(Balloon::new(&options, RAM)),
             Arc::new(Card(tap)),
         ];

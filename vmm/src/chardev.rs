@@ -115,7 +115,9 @@ impl Chardev {
                 (client.target(), Some(Source::Client(client)))
             }
         };
-        Ok(Self { user, output: Output::new(user, target), source, socket, pty })
+        let is_socket = matches!(source, Some(Source::Server { .. } | Source::Client(_)));
+        let output = if is_socket { Output::socket } else { Output::new };
+        Ok(Self { user, output: output(user, target), source, socket, pty })
     }
 
     /// Its output side.

@@ -221,7 +221,9 @@ impl Devices {
             let open = open.map_err(|error| Error::Port(port.option(), error))?;
             self.ports.push((Arc::new(open), chardev));
         }
-        Ok(console::Console::new(self.ports.iter().map(|(port, _)| port.clone()).collect()))
+        let ports = self.ports.iter().map(|(port, _)| port.clone()).collect();
+        console::Console::new(ports)
+            .map_err(|error| Error::Port("-device virtio-serial-device", error))
     }
 
     /// From now on the ports have input. A machine that has to wait for a client is held.

@@ -49,14 +49,16 @@ struct Shared {
 
 struct State {
     target: Option<Arc<Target>>,
+    // Who is at the other end comes and goes; how often somebody has come.
+    visits: Option<u64>,
     pending: VecDeque<u8>,
     tail: Tail,
     // The target took nothing, and was complained of.
     fails: bool,
     // The thread that passes on what is pending was started.
     has_thread: bool,
-    // Is called when it is no longer full or heaped.
-    on_room: Option<Line>,
+    // Is called when it is no longer full or heaped, and when somebody has come or gone.
+    on_change: Option<Line>,
 }
 
 impl Output {
@@ -64,11 +66,12 @@ impl Output {
     pub(super) fn new(user: &'static str, target: Option<Arc<Target>>) -> Self {
         let state = State {
             target,
+            visits: None,
             pending: VecDeque::new(),
             tail: Tail::default(),
             fails: false,
             has_thread: false,
-            on_room: None,
+            on_change: None,
         };
         Self(Arc::new(Shared {
             user,
@@ -78,6 +81,13 @@ impl Output {
             full: AtomicBool::new(false),
             heaped: AtomicBool::new(false),
         }))
+    }
+
+    /// To a socket, at the other end of which `target` is already, or nobody.
+    pub(super) fn socket(user: &'static str, target: Option<Arc<Target>>) -> Self {
+        let output = Self::new(user, target);
+        output.0.lock().visits = Some(0);
+        output
     }
 
     /// Nowhere.
@@ -146,7 +156,7 @@ impl Output {
     }
 
     /// Whether so much is pending that a guest should wait. Who heard of it hears also when that
-    /// is over, by [`Output::on_room`].
+    /// is over, by [`Output::on_change`].
     pub fn is_full(&self) -> bool {
         self.0.full.load(Ordering::SeqCst)
     }
@@ -157,9 +167,20 @@ impl Output {
         self.0.heaped.load(Ordering::SeqCst)
     }
 
-    /// Has `call` be called, on a thread of its own, whenever it is no longer full or heaped.
-    pub fn on_room(&self, call: Line) {
-        self.0.lock().on_room = Some(call);
+    /// Has `call` be called, on a thread of its own, whenever it is no longer full or heaped, and
+    /// when somebody has come to the other end or gone.
+    pub fn on_change(&self, call: Line) {
+        self.0.lock().on_change = Some(call);
+    }
+
+    /// Who is at the other end: a number that each visitor of a socket has for itself. Whatever
+    /// else it goes to is always there, if only to lose it.
+    pub fn visitor(&self) -> Option<u64> {
+        let state = self.0.lock();
+        match state.visits {
+            Some(visits) => state.target.as_ref().map(|_| visits),
+            None => Some(0),
+        }
     }
 
     /// Waits while far too much is pending, unless somebody calls this thread's CPU, or the
@@ -188,9 +209,17 @@ impl Output {
         self.0.lock().tail.last_line()
     }
 
-    /// From now on it goes to `target`.
+    /// From now on it goes to `target`, who may have been there from the start.
     pub(super) fn connect(&self, target: Arc<Target>) {
-        self.0.lock().target = Some(target);
+        let mut state = self.0.lock();
+        if state.target.as_ref().is_some_and(|now| Arc::ptr_eq(now, &target)) {
+            return;
+        }
+        state.target = Some(target);
+        state.visits = state.visits.map(|visits| visits + 1);
+        let call = state.on_change.clone();
+        drop(state);
+        call.iter().for_each(|call| call());
     }
 
     /// Who was there has gone; what was meant for them is dropped.
@@ -290,7 +319,7 @@ impl Shared {
             }
             Err(error) => {
                 self.lose(&mut state, error);
-                self.tell_of_room(&state)
+                self.tell_of_change(&state)
             }
         }
     }
@@ -302,7 +331,14 @@ impl Shared {
         };
         // Both, whatever the first one says.
         let over = is_over(&self.full, LOW) | is_over(&self.heaped, LESS);
-        state.on_room.clone().filter(|_| over)
+        state.on_change.clone().filter(|_| over)
+    }
+
+    /// Whom to call when somebody has gone, with what was meant for them.
+    fn tell_of_change(&self, state: &State) -> Option<Line> {
+        // Once is enough.
+        let _ = self.tell_of_room(state);
+        state.on_change.clone()
     }
 
     /// Nobody is there any more, or a file takes nothing now.
@@ -331,7 +367,7 @@ impl Shared {
             console::say(&format!("{user}: the other end has gone; the guest goes on without"));
         }
         self.forget(state);
-        self.tell_of_room(state)
+        self.tell_of_change(state)
     }
 
     fn forget(&self, state: &mut State) {

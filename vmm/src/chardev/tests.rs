@@ -257,7 +257,7 @@ fn output_that_is_gone_is_forgotten() {
     assert!(output.is_full());
     let (sender, told) = channel();
     let sender = Mutex::new(sender);
-    output.on_room(Arc::new(move || sender.lock().unwrap().send(()).unwrap()));
+    output.on_change(Arc::new(move || sender.lock().unwrap().send(()).unwrap()));
     drop(reader);
     told.recv_timeout(DEADLINE).unwrap();
     assert!(!output.is_full());

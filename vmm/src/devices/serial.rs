@@ -93,7 +93,7 @@ impl Com1 {
         let com1 = Self { state: Mutex::new(state), room: Condvar::new(), output };
         Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
-            com1.output.on_room(Arc::new(move || {
+            com1.output.on_change(Arc::new(move || {
                 if let Some(com1) = this.upgrade() {
                     com1.let_go();
                 }

@@ -19,7 +19,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use self::control::Controller;
 use self::port::Clerk;
 pub use self::port::Port;
-use super::{Device, Interrupt, Work};
+use super::{Device, Event, Interrupt, Work};
 
 /// Entries of each queue, as in QEMU.
 const QUEUE_SIZE: u16 = 128;
@@ -35,12 +35,16 @@ const CONTROL: [usize; 2] = [2, 3];
 /// The device.
 pub struct Console {
     ports: Vec<Arc<Port>>,
+    /// Somebody may have come to the other end of a port, or gone.
+    news: Event,
 }
 
 impl Console {
     /// A device with these ports, each with a number of its own.
-    pub fn new(ports: Vec<Arc<Port>>) -> Self {
-        Self { ports }
+    pub fn new(ports: Vec<Arc<Port>>) -> io::Result<Self> {
+        let news = Event::new()?;
+        ports.iter().for_each(|port| port.tell(&news));
+        Ok(Self { ports, news })
     }
 
     fn is_multiport(&self) -> bool {
@@ -97,7 +101,7 @@ impl Device for Console {
             return Ok(self.first().into_iter().map(work).collect());
         }
         self.ports.iter().for_each(|port| port.set_open(false));
-        let control = Box::new(Controller::new(self.ports.clone()));
+        let control = Box::new(Controller::new(self.ports.clone(), self.news.clone()));
         let mut works = vec![Work { queues: CONTROL.into(), server: control }];
         works.extend(self.ports.iter().map(work));
         Ok(works)
@@ -117,9 +121,12 @@ mod tests {
     use std::fs::File;
     use std::io::Read as _;
     use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::chardev::Output;
+    use crate::chardev::{Chardev, Output};
+    use crate::config;
+    use crate::control::{Control, RunState};
     use crate::virtio::driver::{BUFFER, Driver, WRITE};
 
     const CHAIN: u32 = 0x1_0000;
@@ -128,7 +135,7 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let output = Output::file(File::from(OwnedFd::from(writer)));
         let port = Arc::new(Port::new(number, "", is_console, output).unwrap());
-        (Arc::new(Console::new(vec![port])), reader)
+        (Arc::new(Console::new(vec![port]).unwrap()), reader)
     }
 
     fn console() -> (Arc<Console>, io::PipeReader) {
@@ -152,38 +159,72 @@ mod tests {
         vec![number, 0, 0, 0, event, 0, value, 0]
     }
 
+    /// Room for six messages of the device's.
+    fn give_room(driver: &Driver) {
+        for index in 0..6 {
+            driver.descriptor_of(2, index, BUFFER + 64 * index, 64, WRITE, 0);
+            driver.offer_next(2, u16::try_from(index).unwrap());
+        }
+    }
+
+    /// The driver's next message, of which there were `index`.
+    fn tell(driver: &Driver, index: u16, bytes: &[u8]) {
+        let at = BUFFER + 0x2000 + 64 * u64::from(index);
+        driver.ram.write(at, bytes).unwrap();
+        let length = u32::try_from(bytes.len()).unwrap();
+        driver.descriptor_of(3, index.into(), at, length, 0, 0);
+        driver.offer_next(3, index);
+        driver.used(3, index + 1);
+    }
+
+    /// The device's next message is this one.
+    fn hear(driver: &Driver, index: u16, expected: &[u8]) {
+        let length = driver.used(2, index + 1);
+        let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        driver.ram.read(BUFFER + 64 * u64::from(index), &mut bytes).unwrap();
+        assert_eq!(bytes, expected, "{index}");
+    }
+
+    #[test]
+    fn a_port_is_open_while_its_socket_has_a_client() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let config = config::Chardev::Server { path: path.clone(), wait: false };
+        let mut chardev = Chardev::open(&config, "-device virtserialport").unwrap();
+        let port = Arc::new(Port::new(1, "", false, chardev.output()).unwrap());
+        let device = Arc::new(Console::new(vec![port]).unwrap());
+        let driver = Driver::ready(device, 1 << MULTIPORT);
+        give_room(&driver);
+        let control = Arc::new(Control::new(RunState::Running, false));
+        chardev.start(Arc::new(|_: &[u8]| {}), &control).unwrap();
+        tell(&driver, 0, &message(0, 0, 1));
+        hear(&driver, 0, &message(1, 1, 1));
+        tell(&driver, 1, &message(1, 3, 1));
+        // Nobody is there, as a driver takes it from the start.
+        for round in 0..2 {
+            let client = UnixStream::connect(&path).unwrap();
+            hear(&driver, 1 + 2 * round, &message(1, 6, 1));
+            drop(client);
+            hear(&driver, 2 + 2 * round, &message(1, 6, 0));
+        }
+    }
+
     #[test]
     fn a_driver_hears_of_ports_and_gets_input_when_one_is_open() {
         let port = |number: u16, name: &str, is_console: bool| {
             Arc::new(Port::new(number, name, is_console, Output::null()).unwrap())
         };
         let wire = port(2, "org.example.wire", false);
-        let device = Arc::new(Console::new(vec![port(0, "", true), wire.clone()]));
+        let device = Arc::new(Console::new(vec![port(0, "", true), wire.clone()]).unwrap());
         assert_eq!((device.queues().len(), device.features()), (8, 0b110));
         let driver = Driver::ready(device, 1 << MULTIPORT);
         assert_eq!(driver.config::<4>(4), [3, 0, 0, 0]);
-        // Room for what the device says, and for the wire's input.
-        for index in 0..6 {
-            driver.descriptor_of(2, index, BUFFER + 64 * index, 64, WRITE, 0);
-            driver.offer_next(2, u16::try_from(index).unwrap());
-        }
+        give_room(&driver);
+        // And for the wire's input.
         driver.descriptor_of(6, 0, BUFFER + 0x1000, 8, WRITE, 0);
         driver.offer_next(6, 0);
         wire.send(b"early");
-        let tell = |index: u16, bytes: &[u8]| {
-            let at = BUFFER + 0x2000 + 64 * u64::from(index);
-            driver.ram.write(at, bytes).unwrap();
-            let length = u32::try_from(bytes.len()).unwrap();
-            driver.descriptor_of(3, index.into(), at, length, 0, 0);
-            driver.offer_next(3, index);
-            driver.used(3, index + 1);
-        };
-        let heard = |index: u16, expected: &[u8]| {
-            let length = driver.used(2, index + 1);
-            let mut bytes = vec![0; usize::try_from(length).unwrap()];
-            driver.ram.read(BUFFER + 64 * u64::from(index), &mut bytes).unwrap();
-            assert_eq!(bytes, expected, "{index}");
-        };
+        let tell = |index, bytes: &[u8]| tell(&driver, index, bytes);
         tell(0, &message(0, 0, 1));
         driver.used(2, 2);
         tell(1, &message(0, 3, 1));
@@ -192,7 +233,7 @@ mod tests {
         tell(2, &message(1, 3, 1));
         tell(3, &message(2, 9, 1));
         tell(4, &message(2, 3, 1));
-        heard(5, &message(2, 6, 1));
+        hear(&driver, 5, &message(2, 6, 1));
         let mut bytes = [0; 24];
         driver.ram.read(BUFFER + 64 * 4, &mut bytes).unwrap();
         assert_eq!(bytes, *[&message(2, 7, 1)[..], b"org.example.wire"].concat());

@@ -39,10 +39,22 @@ impl Port {
     /// A port whose output goes to `output`.
     pub fn new(number: u16, name: &str, is_console: bool, output: Output) -> io::Result<Self> {
         let stir = Event::new()?;
-        let wake = stir.clone();
-        output.on_room(Arc::new(move || wake.happen()));
         let (input, room, open) = (Mutex::default(), Condvar::new(), AtomicBool::new(is_console));
         Ok(Self { number, name: name.into(), is_console, output, input, room, stir, open })
+    }
+
+    /// From now on `news` happens when somebody may have come to its other end or gone.
+    pub(super) fn tell(&self, news: &Event) {
+        let (stir, news) = (self.stir.clone(), news.clone());
+        self.output.on_change(Arc::new(move || {
+            stir.happen();
+            news.happen();
+        }));
+    }
+
+    /// Who is at its other end. For a console there is always somebody: it has no way to wait.
+    pub(super) fn visitor(&self) -> Option<u64> {
+        if self.is_console { Some(0) } else { self.output.visitor() }
     }
 
     /// Hands `bytes` to the guest, as it takes them; waits while a lot is waiting already.
