@@ -27,10 +27,17 @@ pub const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 pub const VHOST_DEVICE_VSOCK: &str = "MICROVM_VHOST_DEVICE_VSOCK";
 /// Set when all is to be tested, not a sample.
 const FULL: &str = "MICROVM_FULL";
+/// Set where the tests' KVM is an emulator's.
+const NESTED: &str = "MICROVM_NESTED";
 
 /// Whether all is to be tested, however long that takes.
 pub fn is_full() -> bool {
     std::env::var_os(FULL).is_some()
+}
+
+/// Whether the tests run in the nested lab.
+pub fn is_nested() -> bool {
+    std::env::var_os(NESTED).is_some()
 }
 
 /// The product `name`. Panics, with what to do, when it was not built.

@@ -33,6 +33,8 @@ const MEMTEST: &str = "MICROVM_MEMTEST";
 const QMP_CLIENT: &str = "MICROVM_QMP_CLIENT";
 /// Set when all is to be tested, not a sample.
 const FULL: &str = "MICROVM_FULL";
+/// Set where the tests' KVM is an emulator's.
+const NESTED: &str = "MICROVM_NESTED";
 const BUSYBOX: &str = "MICROVM_BUSYBOX";
 /// Names the virtiofsd that is written in Rust.
 const OTHER_VIRTIOFSD: &str = "MICROVM_OTHER_VIRTIOFSD";
@@ -364,6 +366,7 @@ impl Tests {
         lab_run.timeout = LAB_LIMIT;
         lab_run.silence = self.guest_kernel.is_none().then_some(TEST_LIMIT);
         lab_run.environment.extend(self.environment()?);
+        lab_run.environment.push((NESTED.into(), "1".into()));
         let dist = workspace::target("dist")?;
         // The VMM's own tests run the binary that cargo built for them.
         let debug_vmm = workspace::target("debug")?.join(build::MICROVM);
