@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::UdpSocket;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -19,6 +20,8 @@ use regression::busybox::{
 use regression::machine::{Boot, microvm};
 use regression::products::{VHOST_DEVICE_VSOCK, fetched, kernel, product};
 use regression::program::{Ended, Guest, run};
+use vmm::config::TapSource;
+use vmm::virtio::net::tap::Tap;
 
 /// What passes through a connection.
 const MIB: &str = "100";
@@ -44,15 +47,20 @@ fn sum<'a>(output: &'a str, word: &str, ended: &Ended) -> &'a str {
     }
 }
 
-const RECEIVER: &str = "
+/// Two guests, each of which sends and receives at the same time.
+const FIRST: &str = "
 ip addr add 10.0.0.1/24 dev eth0; ip link set eth0 up
 echo card $(cat /sys/class/net/eth0/address) $(cat /sys/class/net/eth0/mtu)
+guest-work send tcp:10.0.0.2:5001 MIB 8 &
 guest-work receive tcp:0.0.0.0:5000 MIB
+wait
 ";
-const SENDER: &str = "
+const SECOND: &str = "
 ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up
 echo card $(cat /sys/class/net/eth0/address) $(cat /sys/class/net/eth0/mtu)
-guest-work send tcp:10.0.0.1:5000 MIB 7
+guest-work send tcp:10.0.0.1:5000 MIB 7 &
+guest-work receive tcp:0.0.0.0:5001 MIB
+wait
 ";
 
 /// A bridge with two taps.
@@ -93,8 +101,7 @@ fn two_guests_exchange_100_mb_over_a_bridge() {
                  guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,mrg_rxbuf=off";
     for (more, mtu) in [("", "1500"), (plain, "1500"), (",host_mtu=1400", "1400")] {
         let mib = if more.is_empty() { MIB } else { "10" };
-        let ends =
-            [(Boot::Firmware, "tap-a", "01", RECEIVER), (Boot::Direct, "tap-b", "02", SENDER)];
+        let ends = [(Boot::Firmware, "tap-a", "01", FIRST), (Boot::Direct, "tap-b", "02", SECOND)];
         let runs = ends.map(|(boot, tap, last, script)| {
             let script = script.replace("MIB", mib);
             let init = initramfs(folder.path(), tap, &NETWORK, &script);
@@ -104,13 +111,70 @@ fn two_guests_exchange_100_mb_over_a_bridge() {
             command.args(["-netdev", &netdev, "-device", &device]);
             thread::spawn(move || run(&mut command, b"", DEADLINE))
         });
-        let [receiver, sender] = runs.map(|run| run.join().unwrap());
-        let sent = sum(&sender.stdout, "sent ", &sender);
-        assert_eq!(sum(&receiver.stdout, "received ", &receiver), sent, "{receiver}{sender}");
-        assert!(sent.starts_with(&format!("{} bytes", mib.parse::<u64>().unwrap() << 20)));
-        assert_eq!(lines(&sender.stdout, "card "), [format!("02:00:00:00:00:02 {mtu}")]);
-        assert_eq!([receiver.status, sender.status], [Some(0); 2], "{receiver}{sender}");
-        println!("100 MB by a card with '{more}': {sent}");
+        let [first, second] = runs.map(|run| run.join().unwrap());
+        for (from, to) in [(&first, &second), (&second, &first)] {
+            let sent = sum(&from.stdout, "sent ", from);
+            assert_eq!(sum(&to.stdout, "received ", to), sent, "{first}{second}");
+            assert!(sent.starts_with(&format!("{} bytes", mib.parse::<u64>().unwrap() << 20)));
+            println!("{mib} MiB by a card with '{more}': {sent}");
+        }
+        assert_eq!(lines(&second.stdout, "card "), [format!("02:00:00:00:00:02 {mtu}")]);
+        assert_eq!([first.status, second.status], [Some(0); 2], "{first}{second}");
+    }
+}
+
+const PING: &str = "
+ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up
+ping -c 3 -s 1400 10.9.0.1 | grep received
+";
+
+/// A tap of that name, and this address of the host's; it goes with its last user.
+fn tap(name: &str, address: &str) -> Tap {
+    load_on_host(&["drivers/net/tun"]);
+    let tap = Tap::open(&TapSource::Name(name.into())).unwrap();
+    host(&["ip", "addr", "add", address, "dev", name]);
+    host(&["ip", "link", "set", name, "up"]);
+    tap
+}
+
+#[test]
+fn a_tap_that_is_open_already_is_a_card() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = initramfs(folder.path(), "ping", &NETWORK, PING);
+    for (number, boot) in [Boot::Firmware, Boot::Direct].into_iter().enumerate() {
+        let name = format!("tap-fd{number}");
+        let tap = tap(&name, "10.9.0.1/24");
+        let mut command = linux(boot, "256M", &init);
+        command.args(["-netdev", "tap,id=n,fd=5", "-device", "virtio-net-device,netdev=n"]);
+        // A shell hands over what it has open, under another number.
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "exec 5<&0 </dev/null; exec \"$0\" \"$@\""]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.stdin(tap.as_fd().try_clone_to_owned().unwrap());
+        drop(tap);
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || sender.send(shell.output().unwrap()));
+        let ended = receiver.recv_timeout(DEADLINE).expect("the guest's end");
+        let [out, error] = [ended.stdout, ended.stderr].map(|s| String::from_utf8(s).unwrap());
+        assert_eq!((ended.status.code(), error.as_str()), (Some(0), ""), "{out}");
+        assert!(out.contains(" 0% packet loss"), "{out}");
+    }
+}
+
+/// As `hostile.rs`, with a device that only root can have there.
+#[test]
+fn a_hostile_driver_of_a_network_card_stops_it_and_nothing_else() {
+    for (number, boot) in [Boot::Firmware, Boot::Direct].into_iter().enumerate() {
+        let name = format!("tap-h{number}");
+        drop(tap(&name, "10.7.0.1/24"));
+        let mut command = microvm(boot, "128M", &product("payload.bzImage"), "hostile");
+        command.args(["-netdev", &format!("tap,id=n,ifname={name},script=no,downscript=no")]);
+        command.args(["-device", "virtio-net-device,netdev=n", "-device", "virtio-rng-device"]);
+        let ended = run(&mut command, b"", DEADLINE);
+        assert_eq!(ended.status, Some(33), "{ended}");
+        assert!(ended.stdout.contains("device 1, loop: "), "{ended}");
+        assert!(ended.stdout.contains("hostile=ok"), "{ended}");
+        assert_eq!(ended.stderr.lines().count(), 2, "each device says it once: {ended}");
     }
 }
 
@@ -448,12 +512,14 @@ fn a_guest_that_restarts_under_load_finds_all_its_devices_again() {
     host(&["tunctl", "-t", "tap-c"]);
     host(&["ip", "addr", "add", "10.8.0.1/24", "broadcast", "10.8.0.255", "dev", "tap-c"]);
     host(&["ip", "link", "set", "tap-c", "up"]);
-    for (boot, cpus) in [(Boot::Firmware, "1"), (Boot::Direct, "2")] {
+    for (boot, cpus, memory) in
+        [(Boot::Firmware, "1", "256M"), (Boot::Direct, "2", "256M"), (Boot::Firmware, "4", "5G")]
+    {
         let [disk, log] = ["disk", "log"].map(|name| folder.path().join(name));
         let mut first = b"1\n".to_vec();
         first.resize(4096, 0);
         std::fs::write(&disk, first).unwrap();
-        let mut command = linux(boot, "256M", &init);
+        let mut command = linux(boot, memory, &init);
         command.args(["-smp", cpus]);
         command.args(["-drive", &format!("id=d,file={},format=raw,if=none", disk.display())]);
         command.args(["-device", "virtio-blk-device,drive=d"]);

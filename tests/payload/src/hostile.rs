@@ -31,6 +31,8 @@ mod register {
     pub const DESC: u64 = 0x80;
     pub const AVAIL: u64 = 0x90;
     pub const USED: u64 = 0xa0;
+    /// Those that are what they are, and the first of the configuration.
+    pub const READ_ONLY: [u64; 9] = [0x00, 0x04, DEVICE_ID, 0x0c, 0xb0, 0xb4, 0xb8, 0xbc, 0x100];
 }
 
 const ACKNOWLEDGED: u32 = 1;
@@ -89,6 +91,21 @@ impl Device {
 
     fn write(self, register: u64, value: u32) {
         mmio_write32(self.0 + register, value);
+    }
+
+    /// What no driver can change: who it is, what it offers, and where its configuration begins,
+    /// which is for reading in every device.
+    fn identity(self) -> [u32; 12] {
+        let mut identity = [0; 12];
+        let [low, high] = [0, 1].map(|half| {
+            self.write(register::DEVICE_FEATURES_SELECT, half);
+            self.read(register::DEVICE_FEATURES)
+        });
+        self.write(register::QUEUE_SELECT, 0);
+        let values = register::READ_ONLY.map(|register| self.read(register)).into_iter();
+        let values = values.chain([low, high, self.read(register::QUEUE_SIZE_MAX)]);
+        identity.iter_mut().zip(values).for_each(|(to, from)| *to = from);
+        identity
     }
 
     fn queues(self) -> u64 {
@@ -318,6 +335,7 @@ fn try_all() -> Result<(), (u32, &'static str)> {
 
 /// Does everything to each queue; what the device did not survive.
 fn mistreat(id: u32, device: Device) -> Result<(), &'static str> {
+    let identity = device.identity();
     for (name, misdeed) in MISDEEDS {
         let (mut used, mut stopped, mut silent) = (0, 0, 0);
         for all_features in [false, true] {
@@ -332,7 +350,7 @@ fn mistreat(id: u32, device: Device) -> Result<(), &'static str> {
                     }
                 }
                 device.write(register::INTERRUPT_ACK, 3);
-                if !device.reset() {
+                if device.identity() != identity || !device.reset() {
                     return Err(name);
                 }
             }
