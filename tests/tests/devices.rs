@@ -141,9 +141,8 @@ fn tap(name: &str, address: &str) -> Tap {
 fn a_tap_that_is_open_already_is_a_card() {
     let folder = tempfile::tempdir().unwrap();
     let init = initramfs(folder.path(), "ping", &NETWORK, PING);
-    for (number, boot) in [Boot::Firmware, Boot::Direct].into_iter().enumerate() {
-        let name = format!("tap-fd{number}");
-        let tap = tap(&name, "10.9.0.1/24");
+    for (boot, name) in [(Boot::Firmware, "tap-d"), (Boot::Direct, "tap-e")] {
+        let tap = tap(name, "10.9.0.1/24");
         let mut command = linux(boot, "256M", &init);
         command.args(["-netdev", "tap,id=n,fd=5", "-device", "virtio-net-device,netdev=n"]);
         // A shell hands over what it has open, under another number.
@@ -164,11 +163,12 @@ fn a_tap_that_is_open_already_is_a_card() {
 /// As `hostile.rs`, with a device that only root can have there.
 #[test]
 fn a_hostile_driver_of_a_network_card_stops_it_and_nothing_else() {
-    for (number, boot) in [Boot::Firmware, Boot::Direct].into_iter().enumerate() {
-        let name = format!("tap-h{number}");
-        drop(tap(&name, "10.7.0.1/24"));
+    load_on_host(&["drivers/net/tun"]);
+    host(&["tunctl", "-t", "tap-h"]);
+    host(&["ip", "link", "set", "tap-h", "up"]);
+    for boot in [Boot::Firmware, Boot::Direct] {
         let mut command = microvm(boot, "128M", &product("payload.bzImage"), "hostile");
-        command.args(["-netdev", &format!("tap,id=n,ifname={name},script=no,downscript=no")]);
+        command.args(["-netdev", "tap,id=n,ifname=tap-h,script=no,downscript=no"]);
         command.args(["-device", "virtio-net-device,netdev=n", "-device", "virtio-rng-device"]);
         let ended = run(&mut command, b"", DEADLINE);
         assert_eq!(ended.status, Some(33), "{ended}");
@@ -176,6 +176,7 @@ fn a_hostile_driver_of_a_network_card_stops_it_and_nothing_else() {
         assert!(ended.stdout.contains("hostile=ok"), "{ended}");
         assert_eq!(ended.stderr.lines().count(), 2, "each device says it once: {ended}");
     }
+    host(&["tunctl", "-d", "tap-h"]);
 }
 
 /// What the other end of the guest's sockets needs.
