@@ -7,10 +7,12 @@
 mod budget;
 mod candidates;
 mod html;
+mod memory;
 mod observe;
 mod options;
 mod peers;
 mod report;
+mod start;
 mod table;
 mod tracer;
 
