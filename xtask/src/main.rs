@@ -20,6 +20,7 @@ mod kernel;
 mod lab;
 mod measure;
 mod process;
+mod settle;
 mod test;
 mod tidy;
 mod timeline;

@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use crate::ground::Ground;
-use crate::{build, timeline, workspace};
+use crate::{build, settle, timeline, workspace};
 
 /// What a boot may take: ten times what the slowest ground needs.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -74,12 +74,14 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
 
 /// Boots by both paths and prints the comparison.
 pub fn measure(guest: &Guest, ground: Ground) -> Result<()> {
+    // Others' virtual machines stay; those of the boots before are waited for.
+    let others = settle::machines()?;
     // The first boot of each path pays for cold caches of the host: it is run, and left out.
     let mut runs = Vec::new();
     for round in ["warm-up", "measured"] {
         for path in [Path::Firmware, Path::Direct] {
             eprintln!("boot: {} ({round})", path.name());
-            let run = boot_with_retry(guest, path)?;
+            let run = boot_with_retry(guest, path, others)?;
             if round == "measured" {
                 runs.push(run);
             }
@@ -139,14 +141,14 @@ struct Run {
 }
 
 /// An emulated host loses about one guest in a hundred: one more try, and it is said.
-fn boot_with_retry(guest: &Guest, path: Path) -> Result<Run> {
-    boot(guest, path).or_else(|error| {
+fn boot_with_retry(guest: &Guest, path: Path, others: u64) -> Result<Run> {
+    boot(guest, path, others).or_else(|error| {
         eprintln!("boot: tried again, after: {error:#}");
-        boot(guest, path)
+        boot(guest, path, others)
     })
 }
 
-fn boot(guest: &Guest, path: Path) -> Result<Run> {
+fn boot(guest: &Guest, path: Path, others: u64) -> Result<Run> {
     let folder = std::env::temp_dir();
     let trace = folder.join(format!("microvm-boot-trace-{}.json", std::process::id()));
     let mut command = Command::new(workspace::product(build::MICROVM)?);
@@ -158,6 +160,7 @@ fn boot(guest: &Guest, path: Path) -> Result<Run> {
     if path == Path::Firmware {
         command.arg("-bios").arg(workspace::product(build::BIOS)?);
     }
+    settle::settle(others)?;
     let start = now();
     let console = run(&mut command)?;
     let text = fs::read_to_string(&trace).context("reading the VMM's boot trace")?;

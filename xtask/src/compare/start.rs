@@ -12,7 +12,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::candidates::Candidate;
-use crate::workspace;
+use crate::{settle, workspace};
 
 /// Init's line.
 const INIT_LINE: &str = "~guest-init";
@@ -57,7 +57,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it. What it needs is made before the clock is looked
+    /// Starts it on a host that has come to rest. What it needs is made before the clock is looked
     /// at.
     pub fn start(command: &[String], wants_terminal: bool) -> Result<Self> {
         let (program, arguments) = command.split_first().context("no program")?;
@@ -68,6 +68,7 @@ impl Process {
         if wants_terminal {
             command.stdin(terminal().context("making a terminal")?);
         }
+        settle::settle(0)?;
         let start = now();
         let child = command.spawn().with_context(|| format!("starting {program}"))?;
         Ok(Self { child, start, console: Vec::new(), errors })
