@@ -51,6 +51,9 @@ const MACHINE: &str = "-enable-kvm -cpu host -m 128M -smp 1 -nodefaults -no-user
 const IRQCHIP: &str = "microvm,kernel-irqchip=on";
 /// QEMU's microvm without all that a Linux can do without.
 const LEAN: &str = "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off";
+/// That with KVM's interrupt chips.
+const LEAN_IRQCHIP: &str =
+    "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off,kernel-irqchip=on";
 /// Ours, with bzImages unpacked once.
 const CACHED: &str = "microvm,kernel-cache=on";
 /// Ours, with guest memory in pages of 4 KiB.
@@ -120,26 +123,32 @@ pub fn ours(guest: Guest<'_>) -> Result<Vec<Candidate>> {
 }
 
 fn qemu(guest: Guest<'_>) -> Result<Vec<Candidate>> {
-    let qemu = fetch::qemu()?.with_file_name("qemu-system-x86_64-microvm");
+    let whole = fetch::qemu()?;
+    let small = whole.with_file_name("qemu-system-x86_64-microvm");
     let share = Path::new("/usr/share/qemu");
     let seabios = |name: &str| apt::file(&Path::new("/usr/share/seabios").join(name), "seabios");
     let qboot = apt::file(&share.join("qboot.rom"), "qemu-system-data")?;
-    let mut bioses = vec![
-        ("QEMU microvm, our BIOS", "microvm", workspace::product(build::BIOS)?),
-        ("QEMU microvm, qboot", "microvm", qboot.clone()),
-        ("QEMU microvm, irqchip on, qboot", IRQCHIP, qboot.clone()),
-        ("QEMU lean microvm, qboot", LEAN, qboot),
-        ("QEMU lean microvm, our BIOS", LEAN, workspace::product(build::BIOS)?),
+    let ours = workspace::product(build::BIOS)?;
+    let big = seabios("bios-256k.bin")?;
+    let mut ways = vec![
+        ("QEMU microvm, our BIOS", &small, "microvm", ours.clone()),
+        ("QEMU microvm, qboot", &small, "microvm", qboot.clone()),
+        ("QEMU microvm, irqchip on, qboot", &small, IRQCHIP, qboot.clone()),
+        ("QEMU lean microvm, qboot", &small, LEAN, qboot.clone()),
+        ("QEMU lean microvm, irqchip on, qboot", &small, LEAN_IRQCHIP, qboot.clone()),
+        ("QEMU lean microvm, our BIOS", &small, LEAN, ours),
+        ("whole QEMU, q35, SeaBIOS", &whole, "q35", big.clone()),
     ];
     // SeaBIOS on a microvm with ACPI does not get an ELF kernel to run.
     if guest.form == "bzImage" {
-        bioses.push(("QEMU microvm, SeaBIOS", "microvm", seabios("bios-microvm.bin")?));
-        bioses.push(("QEMU q35, SeaBIOS", "q35", seabios("bios-256k.bin")?));
+        ways.push(("QEMU microvm, SeaBIOS", &small, "microvm", seabios("bios-microvm.bin")?));
+        ways.push(("QEMU q35, SeaBIOS", &small, "q35", big));
+        ways.push(("whole QEMU, microvm, qboot", &whole, "microvm", qboot));
     }
     let roms: Vec<_> =
         ROMS.map(|rom| share.join(rom)).into_iter().filter(|rom| rom.exists()).collect();
-    let with_roms = |(name, machine, bios): (&str, &str, PathBuf)| {
-        let mut candidate = like_qemu(name, &qemu, machine, Some(&bios), guest);
+    let with_roms = |(name, program, machine, bios): (&str, &PathBuf, &str, PathBuf)| {
+        let mut candidate = like_qemu(name, program, machine, Some(&bios), guest);
         candidate.files.extend(roms.iter().cloned());
         if machine == "q35" {
             // There is PCI, which its kernel is to find.
@@ -147,7 +156,7 @@ fn qemu(guest: Guest<'_>) -> Result<Vec<Candidate>> {
         }
         candidate
     };
-    Ok(bioses.into_iter().map(with_roms).collect())
+    Ok(ways.into_iter().map(with_roms).collect())
 }
 
 /// A candidate that reads QEMU's command line.
