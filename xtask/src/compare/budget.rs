@@ -12,8 +12,8 @@ const LIMITS: [(&str, Limit, u64); 6] = [
     ("ms to the first run", |row| row.first_run, 1_000_000),
     ("ms to init", |row| row.init, 1_000_000),
     ("us from init to the end", |row| Some(row.end?.saturating_sub(row.init?)), 1000),
-    ("exits of KVM", |row| row.exits, 1),
-    ("exits to the VMM", |row| row.to_user, 1),
+    ("exits of KVM", |row| row.to_end.exits, 1),
+    ("exits to the VMM", |row| row.to_end.to_user, 1),
     ("KiB of its own", |row| row.own_kib, 1),
 ];
 type Limit = fn(&Observed) -> Option<u64>;
@@ -36,8 +36,8 @@ pub fn check(rows: &[Observed; 2]) -> Result<()> {
     let added = |figure: Limit| Some(figure(firmware)?.saturating_sub(figure(direct)?));
     let added = [
         added(|row| row.init.map(|ns| ns / 1000)),
-        added(|row| row.to_user),
-        added(|row| row.exits),
+        added(|row| row.to_end.to_user),
+        added(|row| row.to_end.exits),
     ];
     let names = ["us to init", "exits to the VMM", "exits of KVM"];
     for ((what, added), limit) in names.iter().zip(added).zip(line("difference")?) {
@@ -62,6 +62,7 @@ fn line(name: &str) -> Result<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::observe::Counts;
     use super::*;
 
     fn row(share: u64, name: &str) -> Observed {
@@ -71,8 +72,7 @@ mod tests {
             first_run: part(0),
             init: part(1),
             end: Some(part(1).unwrap() + part(2).unwrap()),
-            exits: part(3),
-            to_user: part(4),
+            to_end: Counts { exits: part(3), to_user: part(4), ..Counts::default() },
             own_kib: part(5),
             ..Observed::default()
         }
@@ -82,8 +82,7 @@ mod tests {
     fn what_is_over_the_budget_is_named() {
         let [direct, firmware] = NAMES.map(|name| row(50, name));
         let (init, end) = (direct.init, direct.end);
-        let (exits, to_user) = (direct.exits, direct.to_user);
-        let firmware = Observed { init, end, exits, to_user, ..firmware };
+        let firmware = Observed { init, end, to_end: direct.to_end, ..firmware };
         check(&[direct.clone(), firmware.clone()]).unwrap();
         let slow = Observed { init: row(300, NAMES[0]).init, ..firmware.clone() };
         let text = check(&[direct.clone(), slow]).unwrap_err().to_string();

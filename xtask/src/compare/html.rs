@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::observe::Observed;
 use super::report::Report;
-use super::table;
+use super::table::{self, Column};
 
 const HEAD: &str = "<!DOCTYPE html>
 <html lang=\"en\"><head><meta charset=\"utf-8\"><title>Starting one Linux</title><style>
@@ -34,7 +34,8 @@ pub fn render(report: &Report) -> String {
     page += "<p>Each bar is one start, from exec to the end of the process. ";
     page += "<code>cargo xtask compare</code> repeats it, figures and all.</p>\n";
     page += &plot(&report.rows);
-    page += &figures(&report.rows);
+    page += &figures(&table::COLUMNS, &report.rows);
+    page += &figures(&table::COUNTS, &report.rows);
     page += "<h2>Conditions</h2>\n<table>\n";
     for (name, value) in &report.conditions {
         let _ = writeln!(page, "<tr><td>{name}</td><td>{}</td></tr>", escape(value));
@@ -93,15 +94,15 @@ fn plot(rows: &[Observed]) -> String {
     svg + "</svg>\n<p>The number beside a bar is the time to init, in virtual milliseconds.</p>\n"
 }
 
-fn figures(rows: &[Observed]) -> String {
+fn figures(columns: &[Column], rows: &[Observed]) -> String {
     let mut html = "<table>\n<tr>".to_owned();
-    for (name, _) in table::COLUMNS {
+    for (name, _) in columns {
         let _ = write!(html, "<th>{name}</th>");
     }
     html += "</tr>\n";
     for row in rows {
         html += "<tr>";
-        for (_, figure) in table::COLUMNS {
+        for (_, figure) in columns {
             let _ = write!(html, "<td>{}</td>", escape(&figure(row)));
         }
         html += "</tr>\n";

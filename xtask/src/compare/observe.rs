@@ -26,12 +26,10 @@ pub struct Observed {
     pub init: Option<u64>,
     /// The process has ended.
     pub end: Option<u64>,
-    /// KVM's exits, to the end; none are known of a VMM that does not end with its guest.
-    pub exits: Option<u64>,
-    /// Those to user space.
-    pub to_user: Option<u64>,
-    /// System calls of the process.
-    pub calls: Option<u64>,
+    /// What happened to init's first byte.
+    pub to_init: Counts,
+    /// What happened to the end; not known of a VMM that does not end with its guest.
+    pub to_end: Counts,
     /// KiB of its memory when init runs, its share of what others use too (PSS).
     pub pss_kib: Option<u64>,
     /// KiB of memory that it ever had until then, whoever else has it too (peak RSS).
@@ -44,6 +42,17 @@ pub struct Observed {
     pub libraries: Option<u64>,
     /// Why there are no figures.
     pub failure: Option<String>,
+}
+
+/// What happened until then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// KVM's exits.
+    pub exits: Option<u64>,
+    /// Those to user space.
+    pub to_user: Option<u64>,
+    /// System calls of the process.
+    pub calls: Option<u64>,
 }
 
 /// Observes a candidate in four starts: to warm up, for the moments, for the counts, for memory.
@@ -84,7 +93,7 @@ fn moments(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
     // Entered directly, the kernel has begun with the first entry.
     let entered = events.iter().find(|event| event.ns >= start).filter(is_kernel);
     observed.kernel = entered.map(|event| event.ns - start).or_else(|| first("kvm_exit"));
-    observed.init = first("kvm_pio");
+    observed.init = first(tracer::INIT_EVENT);
     if [observed.first_run, observed.kernel, observed.init].contains(&None) {
         bail!("a moment is missing in the trace: {events:?}");
     }
@@ -93,19 +102,35 @@ fn moments(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
 
 fn counts(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
     let tracer = Tracer::counts()?;
-    if run(candidate)?.end.is_none() {
-        return Ok(());
-    }
+    let Run { start, line, end } = run(candidate)?;
     let events = tracer.events()?;
-    let here = std::process::id();
-    let count = |name: &str| {
-        let is_its = |event: &&Event| event.thread != here && event.name == name;
-        u64::try_from(events.iter().filter(is_its).count()).ok()
+    let is_init = |event: &&Event| event.name == tracer::INIT_EVENT && event.ns >= start;
+    let init = match candidate.is_machine {
+        true => events.iter().find(is_init).context("init's line is not in the trace")?.ns,
+        false => line,
     };
-    observed.exits = count("kvm_exit");
-    observed.to_user = count("kvm_userspace_exit");
-    observed.calls = count("sys_enter");
+    observed.to_init = Counts::of(events.iter().filter(|event| event.ns < init));
+    if end.is_some() {
+        observed.to_end = Counts::of(events.iter());
+    }
     Ok(())
+}
+
+impl Counts {
+    /// Counts the events of other threads than ours.
+    fn of<'a>(events: impl Iterator<Item = &'a Event>) -> Self {
+        let here = std::process::id();
+        let [mut exits, mut to_user, mut calls] = [0; 3];
+        for event in events.filter(|event| event.thread != here) {
+            match event.name.as_str() {
+                "kvm_exit" => exits += 1,
+                "kvm_userspace_exit" => to_user += 1,
+                "sys_enter" => calls += 1,
+                _ => {}
+            }
+        }
+        Self { exits: Some(exits), to_user: Some(to_user), calls: Some(calls) }
+    }
 }
 
 fn memory(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
@@ -139,14 +164,17 @@ fn memory(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
 }
 
 /// A row's fields, by their names in JSON.
-const FIELDS: [(&str, Field); 12] = [
+const FIELDS: [(&str, Field); 15] = [
     ("first_run_ns", |row| &mut row.first_run),
     ("kernel_ns", |row| &mut row.kernel),
     ("init_ns", |row| &mut row.init),
     ("end_ns", |row| &mut row.end),
-    ("exits", |row| &mut row.exits),
-    ("exits_to_user", |row| &mut row.to_user),
-    ("system_calls", |row| &mut row.calls),
+    ("exits_to_init", |row| &mut row.to_init.exits),
+    ("exits_to_user_to_init", |row| &mut row.to_init.to_user),
+    ("system_calls_to_init", |row| &mut row.to_init.calls),
+    ("exits", |row| &mut row.to_end.exits),
+    ("exits_to_user", |row| &mut row.to_end.to_user),
+    ("system_calls", |row| &mut row.to_end.calls),
     ("peak_rss_kib", |row| &mut row.peak_kib),
     ("pss_kib", |row| &mut row.pss_kib),
     ("own_pss_kib", |row| &mut row.own_kib),
@@ -193,8 +221,22 @@ mod tests {
     fn a_report_comes_back_as_it_was_written() {
         let mut row = Observed { name: "x".into(), init: Some(7), ..Observed::default() };
         row.libraries = Some(0);
+        row.to_init.exits = Some(1);
+        row.to_end.exits = Some(2);
         row.failure = Some("it would not".into());
         assert_eq!(from_json(&to_json(&[row.clone()])), Some(vec![row]));
         assert_eq!(from_json(&json!([{}])), None);
+    }
+
+    #[test]
+    fn what_others_did_is_counted() {
+        let event = |thread, name: &str| Event { thread, ns: 0, name: name.into(), rip: None };
+        let other = std::process::id() + 1;
+        let mut events = vec![event(other, "kvm_exit"), event(other, "kvm_exit")];
+        events.extend([event(other, "kvm_userspace_exit"), event(other, "kvm_pio")]);
+        events.extend(["sys_enter"; 3].map(|name| event(other, name)));
+        events.push(event(std::process::id(), "sys_enter"));
+        let counts = Counts { exits: Some(2), to_user: Some(1), calls: Some(3) };
+        assert_eq!(Counts::of(events.iter()), counts);
     }
 }

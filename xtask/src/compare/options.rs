@@ -85,8 +85,8 @@ pub fn run(observe: impl Fn(&[Candidate]) -> Result<Vec<Observed>>) -> Result<()
             change.what,
             milliseconds(elf.init),
             milliseconds(packed.init),
-            elf.exits.unwrap_or_default(),
-            elf.to_user.unwrap_or_default(),
+            elf.to_end.exits.unwrap_or_default(),
+            elf.to_end.to_user.unwrap_or_default(),
             elf.pss_kib.unwrap_or_default(),
             size.div_ceil(1000),
         );

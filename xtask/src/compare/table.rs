@@ -25,21 +25,28 @@ stays when its guest restarts has no end.
 /// A column: its heading, and its figure of a row.
 pub type Column = (&'static str, fn(&Observed) -> String);
 
-/// All columns.
-pub const COLUMNS: [Column; 13] = [
+/// The columns of times and memory.
+pub const COLUMNS: [Column; 10] = [
     ("virtual ms from exec to", |row| row.name.clone()),
     ("first run", |row| milliseconds(row.first_run)),
     ("kernel", |row| milliseconds(row.kernel)),
     ("init", |row| milliseconds(row.init)),
     ("end", |row| milliseconds(row.end)),
-    ("exits", |row| count(row.exits)),
-    ("to VMM", |row| count(row.to_user)),
-    ("calls", |row| count(row.calls)),
     ("peak KiB", |row| count(row.peak_kib)),
     ("PSS KiB", |row| count(row.pss_kib)),
     ("own KiB", |row| count(row.own_kib)),
     ("libraries", |row| count(row.libraries)),
     ("program KB", |row| count(row.program.map(|bytes| bytes.div_ceil(1000)))),
+];
+/// The columns of what happened until then.
+pub const COUNTS: [Column; 7] = [
+    ("to init, and to the end", |row| row.name.clone()),
+    ("exits", |row| count(row.to_init.exits)),
+    ("to VMM", |row| count(row.to_init.to_user)),
+    ("calls", |row| count(row.to_init.calls)),
+    ("exits", |row| count(row.to_end.exits)),
+    ("to VMM", |row| count(row.to_end.to_user)),
+    ("calls", |row| count(row.to_end.calls)),
 ];
 
 /// Hundredths of milliseconds, or a dash.
@@ -51,20 +58,30 @@ fn count(count: Option<u64>) -> String {
     count.map_or("-".to_owned(), |count| count.to_string())
 }
 
-/// The table, and what it means.
+/// The tables, and what they mean.
 pub fn render(rows: &[Observed]) -> String {
     self::rows(rows) + CONDITIONS
 }
 
-/// The table.
+/// The tables.
 pub fn rows(rows: &[Observed]) -> String {
-    let mut lines = vec![COLUMNS.map(|(name, _)| name.to_owned())];
-    lines.extend(rows.iter().map(|row| COLUMNS.map(|(_, figure)| figure(row))));
+    figures(&COLUMNS, rows) + "\n" + &figures(&COUNTS, rows)
+}
+
+/// A table with these columns.
+fn figures(columns: &[Column], rows: &[Observed]) -> String {
+    let head = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let line = |row| columns.iter().map(|(_, figure)| figure(row)).collect();
+    align(&[head].into_iter().chain(rows.iter().map(line)).collect::<Vec<_>>())
+}
+
+/// Lines with their cells one below the other: the first to the left, the others to the right.
+pub fn align(lines: &[Vec<String>]) -> String {
     let mut text = String::new();
-    for line in &lines {
+    for line in lines {
         for (index, cell) in line.iter().enumerate() {
             let cells = lines.iter().filter_map(|line| line.get(index));
-            let width = cells.map(String::len).max().unwrap_or(0);
+            let width = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
             let _ = match index {
                 0 => write!(text, "{cell:width$}"),
                 _ => write!(text, "  {cell:>width$}"),
@@ -82,9 +99,11 @@ mod tests {
     #[test]
     fn a_row_has_a_figure_for_each_column() {
         let mut row = Observed { name: "x".into(), init: Some(78_641_000), ..Observed::default() };
-        row.to_user = Some(104);
+        row.to_end.to_user = Some(104);
+        row.to_init.calls = Some(9);
         let text = render(&[row]);
-        let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(words, ["x", "-", "-", "78.64", "-", "-", "104", "-", "-", "-", "-", "-", "-"]);
+        let words = |line| text.lines().nth(line).unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words(1), ["x", "-", "-", "78.64", "-", "-", "-", "-", "-", "-"]);
+        assert_eq!(words(4), ["x", "-", "-", "9", "-", "104", "-"]);
     }
 }

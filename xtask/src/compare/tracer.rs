@@ -32,6 +32,9 @@ fn within(field: &str) -> String {
     format!("{field} >= {:#x} && {field} < {:#x}", KERNEL.start, KERNEL.end)
 }
 
+/// What is recorded of init: the first byte of its line leaves the guest.
+pub const INIT_EVENT: &str = "kvm_pio";
+
 /// One recorded event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -59,12 +62,11 @@ impl Tracer {
             tracer.set(&format!("events/{}/trigger", switch.0), &trigger(switch))?;
             tracer.set(&format!("events/{}/enable", switch.0), "1")?;
         }
-        tracer.set("events/kvm/kvm_pio/filter", INIT)?;
-        tracer.set("events/kvm/kvm_pio/enable", "1")?;
+        tracer.watch_init()?;
         Ok(tracer)
     }
 
-    /// Records each exit and each system call of this process's children.
+    /// Records each exit and each system call of this process's children, and init's line.
     pub fn counts() -> Result<Self> {
         let tracer = Self::new()?;
         tracer.set("options/event-fork", "1")?;
@@ -72,6 +74,7 @@ impl Tracer {
         for event in COUNTED {
             tracer.set(&format!("events/{event}/enable"), "1")?;
         }
+        tracer.watch_init()?;
         Ok(tracer)
     }
 
@@ -82,6 +85,11 @@ impl Tracer {
         tracer.set("trace", "")?;
         tracer.set("tracing_on", "1")?;
         Ok(tracer)
+    }
+
+    fn watch_init(&self) -> Result<()> {
+        self.set("events/kvm/kvm_pio/filter", INIT)?;
+        self.set("events/kvm/kvm_pio/enable", "1")
     }
 
     /// What was recorded, in order; nothing more is. (Reading would be recorded, too, without end.)
