@@ -75,6 +75,14 @@ pub fn describe_kvm(microvm: &Path) -> Result<String> {
     Ok(probe(microvm)?.1)
 }
 
+/// Fails, in one line, where guests' kernels do not run on the processor.
+pub fn require_native(microvm: &Path) -> Result<()> {
+    match probe(microvm)? {
+        (Ground::Kvm, _) => Ok(()),
+        (Ground::Lab, reason) => bail!("--host kvm wants a native KVM; this machine's: {reason}"),
+    }
+}
+
 /// Asks the VMM, which tries what /dev/kvm does with a little ring-0 code.
 fn probe(microvm: &Path) -> Result<(Ground, String)> {
     let answer = process::output(Command::new(microvm).args(["-accel", "help"]))?;

@@ -47,7 +47,7 @@ usage: cargo xtask JOB
   ground [--host auto|kvm|lab]
                    says where guests can run here, and why
   firmware-cost    exits, instructions and memory of our BIOS, qboot and SeaBIOS
-  compare          starts of one kernel by microvm and by QEMU, in the lab's clock
+  compare          starts of one kernel by microvm and by QEMU, in the lab's clock (or on a KVM)
   run              a command in a Debian, by `microvm run` and in a container, with their times
   density          starts per second, memory of each, and what is left of ten thousand
   bench-devices    what requests to devices cost, beside QEMU's microvm, in the lab's clock

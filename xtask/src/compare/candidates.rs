@@ -40,6 +40,9 @@ impl Candidate {
     }
 }
 
+/// Our own start without a BIOS, and that by our BIOS.
+pub const DIRECTLY: &str = "microvm, directly";
+pub const OUR_BIOS: &str = "microvm, our BIOS";
 /// Init says that it runs by a line, and restarts the machine, which ends the VMM.
 pub const APPEND: &str = "console=ttyS0 quiet reboot=t panic=-1 pci=off -- brief";
 /// Added to that: init stays.
@@ -105,8 +108,7 @@ pub fn all(kernel: &GuestKernel, peers: &[Peer]) -> Result<Vec<Candidate>> {
 pub fn ours(guest: Guest<'_>) -> Result<Vec<Candidate>> {
     let microvm = workspace::product(build::MICROVM)?;
     let bios = workspace::product(build::BIOS)?;
-    let mut ways =
-        vec![("microvm, directly", "microvm", None), ("microvm, our BIOS", "microvm", Some(&bios))];
+    let mut ways = vec![(DIRECTLY, "microvm", None), (OUR_BIOS, "microvm", Some(&bios))];
     if guest.form == "vmlinux" {
         ways.push(("microvm, small pages, directly", SMALL_PAGES, None));
         ways.push(("microvm, small pages, our BIOS", SMALL_PAGES, Some(&bios)));

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::observe::Observed;
-use super::report::Report;
-use super::table::{self, Column};
+use super::report::{Extra, Report};
+use super::table;
 
 const HEAD: &str = "<!DOCTYPE html>
 <html lang=\"en\"><head><meta charset=\"utf-8\"><title>Starting one Linux</title><style>
@@ -34,14 +34,19 @@ pub fn render(report: &Report) -> String {
     page += "<p>Each bar is one start, from exec to the end of the process. ";
     page += "<code>cargo xtask compare</code> repeats it, figures and all.</p>\n";
     page += &plot(&report.rows);
-    page += &figures(&table::COLUMNS, &report.rows);
-    page += &figures(&table::COUNTS, &report.rows);
+    for columns in [&table::COLUMNS[..], &table::COUNTS] {
+        page += &figures(&table::cells(columns, &report.rows));
+    }
+    for Extra { title, lines, .. } in &report.extras {
+        let _ = writeln!(page, "<h2>{}</h2>", escape(title));
+        page += &figures(lines);
+    }
     page += "<h2>Conditions</h2>\n<table>\n";
     for (name, value) in &report.conditions {
         let _ = writeln!(page, "<tr><td>{name}</td><td>{}</td></tr>", escape(value));
     }
     page += "</table>\n";
-    let _ = writeln!(page, "<p>{}</p>", escape(table::CONDITIONS.trim()));
+    let _ = writeln!(page, "<p>{}</p>", escape(report.notes.trim()));
     page += "<h2>Commands</h2>\n<pre>";
     for command in &report.commands {
         let _ = writeln!(page, "{}", escape(command));
@@ -91,21 +96,16 @@ fn plot(rows: &[Observed]) -> String {
         );
         y += ROW;
     }
-    svg + "</svg>\n<p>The number beside a bar is the time to init, in virtual milliseconds.</p>\n"
+    svg + "</svg>\n<p>Beside each bar: milliseconds to init, of the clock below.</p>\n"
 }
 
-fn figures(columns: &[Column], rows: &[Observed]) -> String {
-    let mut html = "<table>\n<tr>".to_owned();
-    for (name, _) in columns {
-        let _ = write!(html, "<th>{name}</th>");
-    }
-    html += "</tr>\n";
-    for row in rows {
-        html += "<tr>";
-        for (_, figure) in columns {
-            let _ = write!(html, "<td>{}</td>", escape(&figure(row)));
-        }
-        html += "</tr>\n";
+/// A table, its first line the heading.
+fn figures(lines: &[Vec<String>]) -> String {
+    let mut html = "<table>\n".to_owned();
+    for (index, line) in lines.iter().enumerate() {
+        let tag = if index == 0 { "th" } else { "td" };
+        let cells = line.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
+        let _ = writeln!(html, "<tr>{}</tr>", cells.collect::<String>());
     }
     html + "</table>\n"
 }
@@ -134,5 +134,13 @@ mod tests {
         assert!(svg.contains("a&lt;b"));
         let rest = format!("x=\"{}\" y=\"{ROW}\" width=\"{}\"", LEFT + LENGTH / 8, LENGTH * 3 / 8);
         assert!(svg.contains(&rest), "{svg}");
+    }
+
+    #[test]
+    fn a_table_has_a_heading_and_no_tags_of_its_cells() {
+        let lines = [vec!["a".to_owned(), "b".to_owned()], vec!["<x>".to_owned(), "1".to_owned()]];
+        let html = figures(&lines);
+        assert!(html.contains("<tr><th>a</th><th>b</th></tr>"), "{html}");
+        assert!(html.contains("<tr><td>&lt;x&gt;</td><td>1</td></tr>"), "{html}");
     }
 }

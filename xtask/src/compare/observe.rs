@@ -75,7 +75,8 @@ pub fn candidate(candidate: &Candidate) -> Observed {
     })
 }
 
-fn moments(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
+/// Starts it once for the moments.
+pub fn moments(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
     let tracer = Tracer::moments()?;
     let Run { start, line, end } = run(candidate)?;
     let events = tracer.events()?;
@@ -164,7 +165,7 @@ fn memory(candidate: &Candidate, observed: &mut Observed) -> Result<()> {
 }
 
 /// A row's fields, by their names in JSON.
-const FIELDS: [(&str, Field); 15] = [
+pub const FIELDS: [(&str, Field); 15] = [
     ("first_run_ns", |row| &mut row.first_run),
     ("kernel_ns", |row| &mut row.kernel),
     ("init_ns", |row| &mut row.init),
@@ -181,7 +182,7 @@ const FIELDS: [(&str, Field); 15] = [
     ("program_bytes", |row| &mut row.program),
     ("shared_libraries", |row| &mut row.libraries),
 ];
-type Field = fn(&mut Observed) -> &mut Option<u64>;
+pub type Field = fn(&mut Observed) -> &mut Option<u64>;
 
 /// The report.
 pub fn to_json(rows: &[Observed]) -> Value {

@@ -1,7 +1,7 @@
 //! KVM's trace points, by tracefs (Linux, Documentation/trace/events.rst).
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +12,10 @@ pub const KERNEL: std::ops::Range<u64> = 0x10_0000..0x400_0000;
 const INIT: &str = "rw == 1 && port == 0x3f8 && val == 0x7e";
 /// KiB of the buffer: hundred thousand events.
 const BUFFER_KIB: &str = "16384";
+/// What a kernel has when nobody says otherwise.
+const USUAL_BUFFER_KIB: &str = "1408";
+/// Where tracefs is mounted.
+const ROOT: &str = "/sys/kernel/tracing";
 
 /// What switches what off, and when, so that a start's later thousands of events cost nothing: the
 /// first exit stops the record of entries; a return into the kernel that of exits from it.
@@ -79,7 +83,7 @@ impl Tracer {
     }
 
     fn new() -> Result<Self> {
-        let tracer = Self { root: "/sys/kernel/tracing".into() };
+        let tracer = Self { root: ROOT.into() };
         tracer.set("trace_clock", "mono")?;
         tracer.set("buffer_size_kb", BUFFER_KIB)?;
         tracer.set("trace", "")?;
@@ -106,6 +110,27 @@ impl Tracer {
         let path = self.root.join(file);
         fs::write(&path, value).with_context(|| format!("writing '{value}' to {}", path.display()))
     }
+}
+
+/// Says what the kernel lacks to be traced, or that somebody else traces it.
+pub fn check() -> Result<()> {
+    let root = Path::new(ROOT);
+    if !root.join("events/kvm").is_dir() {
+        bail!("no KVM in {ROOT}: mount -t tracefs tracefs {ROOT}, and load kvm_intel or kvm_amd");
+    }
+    let traced = fs::read_to_string(root.join("set_event")).context("reading what is traced")?;
+    match traced.lines().next() {
+        Some(event) => bail!("somebody traces this kernel already ({event}): end that first"),
+        None => Ok(()),
+    }
+}
+
+/// Gives back the buffer, and the clock that others expect.
+pub fn restore() -> Result<()> {
+    let tracer = Tracer { root: ROOT.into() };
+    tracer.set("trace", "")?;
+    tracer.set("trace_clock", "local")?;
+    tracer.set("buffer_size_kb", USUAL_BUFFER_KIB)
 }
 
 impl Drop for Tracer {
