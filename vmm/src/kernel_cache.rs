@@ -7,10 +7,10 @@
 pub mod unpack;
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -80,20 +80,22 @@ fn find_in(folder: &Path, path: &Path, file: &File) -> Result<Found, Error> {
     let link = folder.join(stamp(&metadata));
     let lock = File::open(folder).map_err(failed("opening", folder))?;
     lock.lock_shared().map_err(failed("locking", folder))?;
-    if link.exists() {
+    if fs::read_link(&link).is_ok_and(|name| is_whole(&folder.join(name))) {
         return Ok(Found { path: link, is_new: false, _lock: lock });
     }
     lock.unlock().map_err(failed("unlocking", folder))?;
     // The open file: its name may lead to another one by now.
     let image = read(file).map_err(failed("reading", path))?;
-    let name = format!("{}.elf", hex(&Sha256::digest(&image)));
+    let unfit = |why| Error::Unfit { path: path.into(), why };
+    let size = unpack::size(&image).map_err(unfit)?;
+    let name = format!("{}-{size}.elf", hex(&Sha256::digest(&image)));
     let kernel = folder.join(&name);
-    let unpack = || unpack::unpack(&image).map_err(|why| Error::Unfit { path: path.into(), why });
+    let unpack = || unpack::unpack(&image).map_err(unfit);
     // It takes long, and others may start meanwhile.
-    let elf = if kernel.exists() { None } else { Some(unpack()?) };
+    let elf = if is_whole(&kernel) { None } else { Some(unpack()?) };
     lock.lock().map_err(failed("locking", folder))?;
     // One that was there, and was removed before the lock was ours.
-    let elf = if elf.is_none() && !kernel.exists() { Some(unpack()?) } else { elf };
+    let elf = if elf.is_none() && !is_whole(&kernel) { Some(unpack()?) } else { elf };
     let is_new = elf.is_some();
     if let Some(elf) = elf {
         write(&kernel, &elf)?;
@@ -113,10 +115,31 @@ fn read(file: &File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether the file's times would tell if it were written once more.
+/// Whether a kernel is there with the size in its name, and begins as one. It is not read any
+/// further: this is for what a file system lost when its machine stopped, not for who can write in
+/// the folder.
+fn is_whole(kernel: &Path) -> bool {
+    let stem = kernel.file_stem().and_then(|stem| stem.to_str());
+    let size = stem.and_then(|stem| stem.rsplit_once('-')?.1.parse::<u64>().ok());
+    let look = || {
+        let file = File::open(kernel)?;
+        let mut magic = [0; unpack::ELF_64.len()];
+        file.read_exact_at(&mut magic, 0)?;
+        Ok::<_, io::Error>(magic == unpack::ELF_64 && size == Some(file.metadata()?.len()))
+    };
+    look().unwrap_or(false)
+}
+
+/// Whether the file's times would tell if it were written once more: it would get the time of
+/// then. A file from the future, as other machines' archives and clocks make them, tells as well
+/// as an old one.
 fn is_settled(metadata: &fs::Metadata) -> bool {
-    let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
-    age.is_some_and(|age| age >= SETTLED)
+    metadata.modified().is_ok_and(|time| distance(time) >= SETTLED)
+}
+
+/// From now, into the past or into the future.
+fn distance(time: SystemTime) -> Duration {
+    time.elapsed().unwrap_or_else(|ahead| ahead.duration())
 }
 
 /// The user's cache, by the XDG Base Directory Specification.
@@ -169,8 +192,7 @@ fn forget_old(folder: &Path, metadata: &fs::Metadata, name: &str) -> io::Result<
         if ending == "elf" {
             kernels.push(file_name);
         } else if ending == "partial" {
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-            if age > ABANDONED {
+            if distance(entry.metadata()?.modified()?) > ABANDONED {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -181,10 +203,16 @@ fn forget_old(folder: &Path, metadata: &fs::Metadata, name: &str) -> io::Result<
     Ok(())
 }
 
-/// Another process may do the same at the same time: what has a name is whole.
+/// Another process may do the same at the same time, and the machine may stop at any: what has a
+/// name is whole, on the disk too.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    fs::write(&partial, bytes).map_err(failed("writing", &partial))?;
+    let write = || {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(failed("writing", &partial))?;
     fs::rename(&partial, path).map_err(failed("writing", path))
 }
 

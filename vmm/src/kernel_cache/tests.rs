@@ -113,9 +113,12 @@ impl Place {
     }
 
     fn write(&self, fill: u8, age: u64) -> PathBuf {
+        self.write_at(fill, SystemTime::now() - Duration::from_secs(age))
+    }
+
+    fn write_at(&self, fill: u8, time: SystemTime) -> PathBuf {
         let path = self.0.path().join("bzImage");
         fs::write(&path, bzimage(&gzip(&elf(fill)))).unwrap();
-        let time = SystemTime::now() - Duration::from_secs(age);
         File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
         path
     }
@@ -153,6 +156,47 @@ fn a_file_that_was_just_written_is_not_known_by_its_times() {
         assert_eq!(fs::read(found).unwrap(), elf(fill));
     }
     assert!(place.names().iter().all(|name| name.ends_with(".elf")), "{:?}", place.names());
+}
+
+#[test]
+fn a_file_from_the_future_is_known_by_its_times() {
+    let place = Place::new();
+    let future = SystemTime::now() + Duration::from_secs(3600);
+    let path = place.write_at(1, future);
+    place.find(&path).unwrap();
+    assert!(fs::symlink_metadata(place.find(&path).unwrap()).unwrap().is_symlink());
+    // Whoever writes to it, writes now.
+    let found = place.find(&place.write(2, 5)).unwrap();
+    assert_eq!(fs::read(found).unwrap(), elf(2));
+}
+
+/// A file system may keep a name and lose what it is the name of.
+#[test]
+fn a_kernel_that_is_not_whole_is_unpacked_again() {
+    let place = Place::new();
+    let path = place.write(1, 10);
+    let kernel = place.find(&path).unwrap();
+    let whole = elf(1);
+    for (lost, what) in [
+        (&whole[..0], "all"),
+        (&whole[..3], "more than the magic number"),
+        (&whole[..whole.len() - 1], "the last byte"),
+        (&vec![0; whole.len()][..], "the blocks"),
+    ] {
+        fs::write(&kernel, lost).unwrap();
+        let found = find_in(&place.cache(), &path, &File::open(&path).unwrap()).unwrap();
+        assert!(found.is_new(), "{what}");
+        assert_eq!(fs::read(found.path()).unwrap(), whole, "{what}");
+        drop(found);
+        // By its link, it is the same.
+        assert_eq!(fs::read(place.find(&path).unwrap()).unwrap(), whole, "{what}");
+        assert_eq!(place.names().len(), 2, "{what}: {:?}", place.names());
+    }
+    // The same without its link.
+    fs::write(&kernel, &whole[..9]).unwrap();
+    fs::rename(&path, place.0.path().join("moved")).unwrap();
+    let path = place.write(1, 9);
+    assert_eq!(fs::read(place.find(&path).unwrap()).unwrap(), whole);
 }
 
 #[test]

@@ -38,14 +38,18 @@ const SIZE_MAX: u32 = 512 << 20;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 
+/// How a 64-bit ELF file begins.
+pub const ELF_64: [u8; 5] = *b"\x7fELF\x02";
+
+/// The size of a bzImage's kernel, unpacked.
+pub fn size(image: &[u8]) -> Result<u32, Error> {
+    split(payload(image)?).map(|(_, size)| size)
+}
+
 /// Unpacks a bzImage: an ELF kernel with a PVH entry.
 pub fn unpack(image: &[u8]) -> Result<Vec<u8>, Error> {
     let payload = payload(image)?;
-    let (packed, size) = payload.split_last_chunk().ok_or(Error::NoPayload)?;
-    let size = u32::from_le_bytes(*size);
-    if size > SIZE_MAX {
-        return Err(Error::Size(size));
-    }
+    let (packed, size) = split(payload)?;
     let mut kernel = Vec::new();
     let limit = u64::from(size) + 1;
     open(payload, packed)?.take(limit).read_to_end(&mut kernel).map_err(Error::Damaged)?;
@@ -53,6 +57,13 @@ pub fn unpack(image: &[u8]) -> Result<Vec<u8>, Error> {
         return Err(Error::Size(size));
     }
     if has_pvh(&kernel).unwrap_or(false) { Ok(kernel) } else { Err(Error::NoPvh) }
+}
+
+/// All but the last four bytes of a payload, and what they say.
+fn split(payload: &[u8]) -> Result<(&[u8], u32), Error> {
+    let (packed, size) = payload.split_last_chunk().ok_or(Error::NoPayload)?;
+    let size = u32::from_le_bytes(*size);
+    if size > SIZE_MAX { Err(Error::Size(size)) } else { Ok((packed, size)) }
 }
 
 fn payload(image: &[u8]) -> Result<&[u8], Error> {
@@ -85,8 +96,7 @@ fn has_pvh(elf: &[u8]) -> Option<bool> {
     const PT_NOTE: u32 = 4;
     const PHYS32_ENTRY: u32 = 18;
     const XEN: &[u8] = b"Xen\0";
-    const ELF_64: &[u8] = b"\x7fELF\x02";
-    if !elf.starts_with(ELF_64) {
+    if !elf.starts_with(&ELF_64) {
         return None;
     }
     let at = |value: u64| usize::try_from(value).ok();
