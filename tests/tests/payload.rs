@@ -229,6 +229,22 @@ fn the_boot_trace_has_the_firmware_s_own_stamps() {
     assert!(stamps["khz"].as_u64().unwrap() > 0, "{stamps}");
 }
 
+/// Without a device, they are no memory of the guest's: whoever looks asks the VMM.
+#[test]
+fn without_devices_all_virtio_slots_are_empty() {
+    for boot in [Boot::Firmware, Boot::Direct] {
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        let mut command = microvm(boot, "64M", &payload(), "slots");
+        command.arg("-boot-trace").arg(trace.path());
+        let facts = passed(&run(&mut command, b"", DEADLINE));
+        assert_eq!(facts["virtio_slots"].trim(), ["2:0"; 8].join(" "));
+        let trace: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(trace.path()).unwrap()).unwrap();
+        // Magic number, version and device of each.
+        assert_eq!(trace["exits"]["mmio_read"]["virtio-mmio"], 3 * 8, "{}", trace["exits"]);
+    }
+}
+
 /// The first device is in the highest slot, and an empty slot says that it is empty.
 #[test]
 fn virtio_slots_are_filled_from_the_top() {

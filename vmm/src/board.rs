@@ -126,7 +126,8 @@ impl<M: Messages + 'static> Board<M> {
     }
 }
 
-/// Puts the devices into their slots. The others are memory that says that they are empty.
+/// Puts the devices into their slots. The others are memory that says that they are empty; without
+/// any device it is not worth a memory slot of KVM's at every start, and who looks is told here.
 fn plug_virtio<M: Messages + 'static>(
     config: &Config,
     plugs: &Plugs<'_>,
@@ -135,6 +136,9 @@ fn plug_virtio<M: Messages + 'static>(
     bus: &mut Bus,
 ) -> Result<Vec<Arc<Transport>>, Overlap> {
     let mut transports = Vec::new();
+    if plugs.virtio.is_empty() {
+        bus.insert(layout::VIRTIO_MMIO, layout::PAGE, plugs.registers.clone())?;
+    }
     for (slot, device) in slots::in_order(config.acpi).zip(plugs.virtio) {
         let place = (slot.address, plugs.registers.slot(slot.number));
         let (line, doorbells) = (chips.line(slot.gsi), plugs.doorbells.clone());

@@ -98,13 +98,14 @@ impl Machine {
     ) -> Result<Self, Error> {
         let kvm = accel::open()?;
         let registers = Arc::default();
+        let seen = (!devices.is_empty()).then_some(&registers);
         let timer = Timer::new(trace);
         let ((cpuid, prepared), vm) = beside(
             || {
                 let cpuid = timer.time(CPUID_STEP, || describe_cpu(&kvm, &config.cpu));
                 (cpuid, timer.time(IMAGES_STEP, || prepare(config, images, ram)))
             },
-            || create_vm(&kvm, config, (ram, &registers), trace),
+            || create_vm(&kvm, config, (ram, seen), trace),
         );
         timer.report(trace);
         let (vm, (state, mut items), mut cpuid) = (Arc::new(vm?), prepared?, cpuid?);
@@ -217,7 +218,7 @@ fn prepare(
 fn create_vm(
     kvm: &Kvm,
     config: &Config,
-    (ram, registers): (&GuestRam, &registers::Page),
+    (ram, registers): (&GuestRam, Option<&Arc<registers::Page>>),
     trace: &mut Option<Trace>,
 ) -> Result<VmFd, accel::Error> {
     let vm = accel::create_vm(kvm)?;
@@ -275,9 +276,13 @@ fn watch_early_kernel(vm: &VmFd) {
 }
 
 /// Has KVM map the guest's memory, and, for reading, the registers of virtio devices.
-fn give_memory(vm: &VmFd, ram: &GuestRam, registers: &registers::Page) -> Result<(), accel::Error> {
-    let registers = (KVM_MEM_READONLY, registers.place());
-    let slots = ram.slots().into_iter().map(|slot| (0, slot)).chain([registers]);
+fn give_memory(
+    vm: &VmFd,
+    ram: &GuestRam,
+    registers: Option<&Arc<registers::Page>>,
+) -> Result<(), accel::Error> {
+    let registers = registers.map(|page| (KVM_MEM_READONLY, page.place()));
+    let slots = ram.slots().into_iter().map(|slot| (0, slot)).chain(registers);
     for (number, (flags, slot)) in (0..).zip(slots) {
         let region = kvm_userspace_memory_region {
             slot: number,

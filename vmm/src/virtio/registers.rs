@@ -15,6 +15,7 @@ use virtio_bindings::virtio_mmio::{
 };
 
 use super::slots;
+use crate::bus::{Action, Device};
 use crate::memory::Slot;
 
 /// "virt".
@@ -69,6 +70,30 @@ impl Page {
             config: Mutex::new(()),
         }
     }
+}
+
+/// For a guest that does not have it as memory: all its slots are empty.
+impl Device for Page {
+    fn name(&self) -> &'static str {
+        "virtio-mmio"
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            let word = usize::try_from(at).ok().and_then(|at| self.0.0.get(at / WIDTH));
+            let word = word.map_or(0, |word| word.load(Ordering::SeqCst));
+            *byte = byte_of(word, at);
+        }
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> Action {
+        Action::None
+    }
+}
+
+/// The byte of a register that is at this offset.
+fn byte_of(word: u32, at: u64) -> u8 {
+    word.to_le_bytes()[usize::try_from(at % 4).unwrap_or(0)]
 }
 
 /// The registers of a slot. A guest sees each change at once.
@@ -147,8 +172,7 @@ impl Registers {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (offset..).zip(data) {
             let word = u32::try_from(at).map_or(0, |register| self.get(register));
-            let [first, second, third, fourth] = word.to_le_bytes();
-            *byte = [first, second, third, fourth][usize::try_from(at % 4).unwrap_or(0)];
+            *byte = byte_of(word, at);
         }
     }
 }
@@ -165,6 +189,12 @@ mod tests {
             assert_eq!([0, 4, 8, 0x70].map(|at| slot.get(at)), [0x7472_6976, 2, 0, 0], "{number}");
         }
         assert_eq!(page.place().host % layout::PAGE, 0);
+        // On a bus, it says the same.
+        let mut data = [0xff; 8];
+        page.read(7 * 0x200 + 2, &mut data);
+        assert_eq!(data, *b"rt\x02\0\0\0\0\0");
+        page.read(0xffc, &mut data);
+        assert_eq!(data, [0; 8]);
     }
 
     #[test]
