@@ -191,10 +191,8 @@ fn forget_old(folder: &Path, metadata: &fs::Metadata, name: &str) -> io::Result<
         let ending = Path::new(&file_name).extension().unwrap_or_default().to_owned();
         if ending == "elf" {
             kernels.push(file_name);
-        } else if ending == "partial" {
-            if distance(entry.metadata()?.modified()?) > ABANDONED {
-                fs::remove_file(entry.path())?;
-            }
+        } else if ending == "partial" && distance(entry.metadata()?.modified()?) > ABANDONED {
+            fs::remove_file(entry.path())?;
         }
     }
     for kernel in kernels.iter().filter(|kernel| !wanted.iter().any(|name| name == *kernel)) {
