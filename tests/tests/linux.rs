@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use regression::disk::{ENTROPY, initramfs_with_modules};
 use regression::facts::{self, Facts, differences};
@@ -190,14 +190,42 @@ fn a_trace_tells_the_stages_of_linux_and_what_it_cost() {
         let all = [times(setup, "end_ns"), times(marks, "ns")].concat();
         assert!(all.is_sorted() && setup.len() > 5, "{first}");
         assert!(times(marks, "exits").is_sorted(), "{first}");
-        // As a picture: the two rows' names, exec, and a bar for each step and stage.
+        // As a picture: exec, each step, the threads' start and the end in one row, each stage in
+        // the next, and what goes on meanwhile; the firmware's own stages by its own clock.
         let events = trace["traceEvents"].as_array().unwrap();
-        assert_eq!(events.len(), 3 + setup.len() + marks.len());
+        let bars = |row: u32| {
+            let bar = |event: &&serde_json::Value| event["ph"] == "X" && event["tid"] == row;
+            events.iter().filter(bar).count()
+        };
+        let of_firmware = if boot == Boot::Firmware { 2 } else { 0 };
+        assert_eq!([1, 2, 3, 4].map(bars), [setup.len() + 3, marks.len(), 2, of_firmware]);
         let [start, end, cost] =
             [&trace["start_ns"], &trace["exit"]["ns"], &trace["trace_cost_ns"]]
                 .map(|number| number.as_u64().unwrap());
         assert!(cost > 0 && cost * 100 < end - start, "{cost} of {} ns", end - start);
     }
+}
+
+/// Measured, not estimated: the same start with a trace and without one, in turns.
+#[test]
+fn a_trace_costs_less_than_a_hundredth_of_a_start() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let start = |traced: bool| {
+        let mut command = linux(Boot::Direct, "256M", "console=ttyS0 quiet");
+        if traced {
+            command.arg("-boot-trace").arg(file.path());
+        }
+        let begun = Instant::now();
+        reached_init(&run(&mut command, b"", DEADLINE));
+        begun.elapsed()
+    };
+    // The first one finds nothing in the host's caches.
+    start(false);
+    let rounds = [(); 3].map(|()| [false, true].map(start));
+    let [without, with] =
+        [0, 1].map(|which| rounds.iter().map(|round| round[which]).min().unwrap());
+    println!("a start with a trace: {with:?}, without: {without:?}");
+    assert!(with.as_secs_f64() < without.as_secs_f64() * 1.01, "{rounds:?}");
 }
 
 #[test]
