@@ -2,8 +2,8 @@
 //!
 //! There are two programs of this name: QEMU's, in C, which Debian 12 has, and its successor, in
 //! Rust, and what they say of themselves tells which is which: both were in the same places, at
-//! different times. Either gets its listening socket as standard input, so that nobody waits for a socket to
-//! appear. It ends with this process, however that does.
+//! different times. Either gets its listening socket as standard input, so that nobody waits for a
+//! socket to appear. It ends with this process, however that does.
 #![expect(unsafe_code, reason = "what a new process does before it becomes another program")]
 
 use std::ffi::{CStr, CString, OsString};

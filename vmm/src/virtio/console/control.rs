@@ -78,8 +78,8 @@ impl Controller {
         }
     }
 
-    /// Says of each port whether somebody has come to its other end, or gone: a program in the guest
-    /// waits for the one and hears of the other, as under QEMU. What does not fit waits, and
+    /// Says of each port whether somebody has come to its other end, or gone: a program in the
+    /// guest waits for the one and hears of the other, as under QEMU. What does not fit waits, and
     /// nothing of it but the last.
     fn announce(&mut self) {
         for known in self.ports.iter_mut().filter(|known| known.is_ready) {

@@ -75,9 +75,10 @@ impl Port {
         }
     }
 
-    /// Whether the guest is to keep its output for now. A program that writes to a port sleeps then.
-    /// Who writes to a console cannot: Linux' hvc driver spins, its interrupts off, until its buffer
-    /// comes back. So what a console says is taken as long as that is possible, as COM1's is.
+    /// Whether the guest is to keep its output for now. A program that writes to a port sleeps
+    /// then. Who writes to a console cannot: Linux' hvc driver spins, its interrupts off, until
+    /// its buffer comes back. So what a console says is taken as long as that is possible, as
+    /// COM1's is.
     fn is_full(&self) -> bool {
         if self.is_console { self.output.is_heaped() } else { self.output.is_full() }
     }
