@@ -130,7 +130,8 @@ pub fn lint_freestanding(package: &str) -> Result<()> {
 pub fn build_static(package: &str, bin: &str, product: &str) -> Result<PathBuf> {
     eprintln!("build: {product}");
     let (target, flags) = if has_target(STATIC_TARGET) {
-        (STATIC_TARGET, vec![])
+        // Relocations of a program that may lie anywhere, in a thirtieth of the room (RELR).
+        (STATIC_TARGET, vec!["-Clink-arg=-Wl,-z,pack-relative-relocs".into()])
     } else {
         eprintln!("build: no target {STATIC_TARGET}; linking {HOST_TARGET} statically");
         (HOST_TARGET, vec!["-Ctarget-feature=+crt-static".into()])

@@ -215,15 +215,16 @@ impl Image {
         is_stopped: impl Fn() -> bool,
     ) -> io::Result<()> {
         use std::os::unix::fs::FileExt as _;
-        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        // Neither on a thread's small stack, nor in the program's file.
+        let zeroes = vec![0; 64 << 10];
         self.is_cached.store(true, Ordering::SeqCst);
         let mut done = 0;
         while done < length {
             if is_stopped() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let count = (length - done).min(ZEROES.len() as u64);
-            let part = ZEROES.get(..usize::try_from(count).unwrap_or(0)).unwrap_or_default();
+            let count = (length - done).min(zeroes.len() as u64);
+            let part = zeroes.get(..usize::try_from(count).unwrap_or(0)).unwrap_or_default();
             self.file.write_all_at(part, offset + done)?;
             done += count;
         }
