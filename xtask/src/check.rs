@@ -24,7 +24,7 @@ pub fn main() -> Result<()> {
     for package in ["firmware", "payload"] {
         build::lint_freestanding(package)?;
     }
-    eprintln!("check: the firmware's budget");
+    eprintln!("check: the budgets of the program and of the firmware");
     cost::check()?;
     eprintln!("check: the budget of a start");
     compare::check()?;

@@ -1,7 +1,7 @@
 //! From a linked ELF file to a flat image: segments at their load addresses.
 
 use anyhow::{Context, Result, bail};
-use object::elf::{FileHeader64, PT_LOAD, PT_LOOS, ProgramType};
+use object::elf::{FileHeader64, PT_INTERP, PT_LOAD, PT_LOOS, ProgramType};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 
@@ -68,6 +68,11 @@ pub fn front(elf: &[u8]) -> Result<&[u8]> {
         [(_, front)] => Ok(front),
         _ => bail!("not one segment of the type PT_LOOS"),
     }
+}
+
+/// Whether a program is started by another one, which finds it its shared libraries.
+pub fn needs_loader(elf: &[u8]) -> Result<bool> {
+    Ok(!segments(elf, PT_INTERP)?.is_empty())
 }
 
 fn segments(elf: &[u8], kind: ProgramType) -> Result<Vec<(u64, &[u8])>> {
