@@ -21,8 +21,8 @@ const USAGE: &str = "\
 usage: cargo xtask density [--starts N]
 
 Starts microVMs of 128 MiB with a small payload on this machine's /dev/kvm: one after the other, and
-1, 10, 100 and 500 at once, and prints what each takes. Then N times more (10000), to see that
-nothing is left of them.
+1, 10, 100 and 500 at once, and prints what each takes. Then N times more (10000), in four rounds,
+to see that nothing is left of them: what grows in every round is an error.
 ";
 
 /// How many run at once.
@@ -33,13 +33,16 @@ const ROW: u32 = 100;
 const READY: &str = "left=halt";
 /// The payload's way to say that all is well: 16, as isa-debug-exit makes a status of it.
 const WELL: i32 = 16 * 2 + 1;
-/// Bytes of the kernel's that may be left of each start, on the average, beside the 8 MiB that
-/// others may take meanwhile: in 10,000 starts, an object of a kilobyte that is left shows.
-const LEFT_MAX: u64 = 32;
-/// The kernel takes virtual machines apart after their processes have ended.
+/// Rounds of those starts that are compared.
+const ROUNDS: u32 = 4;
+/// The kernel takes virtual machines apart after their processes have ended, and counts of its
+/// memory are a second or two late.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The same between crowds, which are not compared.
 const SETTLE_CROWD: Duration = Duration::from_millis(200);
+/// The longest that virtual machines may be there after their processes, and how often to look.
+const APART: Duration = Duration::from_secs(60);
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// Runs the job.
 pub fn main(arguments: Vec<OsString>) -> Result<()> {
@@ -53,7 +56,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
         bail!("density needs a /dev/kvm that this user can open; the nested lab has one CPU only");
     }
     println!("{}\n", ground::describe_kvm(&machine.microvm)?);
-    println!("one after the other          starts/s   ms of CPU each");
+    println!("one after the other          starts/s   ms of CPU each   of the system");
     for (name, firmware) in [("directly", false), ("by our BIOS", true)] {
         machine.one_after_the_other(name, firmware)?;
     }
@@ -62,16 +65,19 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
         machine.at_once(crowd)?;
     }
     println!("{NOTES}");
-    machine.leave_nothing(starts)
+    machine.leave_nothing(starts / ROUNDS)
 }
 
 const HEAD: &str = "\
 at once    starts/s   CPU   PSS KiB   shared KiB   kernel KiB   threads   files   room for";
 
 const NOTES: &str = "
-CPU: how much of all processors the starts used; near 100 % they are the limit. PSS, shared, threads
-and files (descriptors) are those of a process, on the average; kernel is what the system's slabs,
-page tables and stacks grew by. Room: how many more fit into what memory was available, by that.
+ms of CPU each: what the processes used that were started; of the system: what all processors were
+busy with, for each start: also the kernel's threads, which take virtual machines apart, and what
+else ran. CPU: how much of all processors the starts used; near 100 % they are the limit. PSS,
+shared, threads and files (descriptors) are those of a process, on the average; kernel is what the
+system's slabs, page tables, stacks and other memory of its own grew by. Room: how many more fit
+into what memory was available, by that.
 ";
 
 fn parse(arguments: Vec<OsString>) -> Result<Option<u32>> {
@@ -83,8 +89,8 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<u32>> {
             Long("starts") => {
                 let value = parser.value()?;
                 let number = value.to_str().and_then(|text| text.parse().ok());
-                starts = number.filter(|number| *number > 0).with_context(|| {
-                    format!("--starts {}: give a number from 1 up", value.display())
+                starts = number.filter(|number| *number >= ROUNDS).with_context(|| {
+                    format!("--starts {}: give a number from {ROUNDS} up", value.display())
                 })?;
             }
             Long("help") | Short('h') => return Ok(None),
@@ -124,13 +130,16 @@ impl Machine {
 
     fn one_after_the_other(&self, name: &str, firmware: bool) -> Result<()> {
         self.run(firmware)?;
-        let (before, start) = (account::children_ms()?, Instant::now());
+        let (before, system, start) =
+            (account::children_ms()?, account::system_ms()?, Instant::now());
         for _ in 0..ROW {
             self.run(firmware)?;
         }
         let seconds = start.elapsed().as_secs_f64();
-        let cpu = (account::children_ms()? - before) as f64 / f64::from(ROW);
-        println!("{name:27}{:>10.1}{cpu:>17.1}", f64::from(ROW) / seconds);
+        let each = |ms: u64| ms as f64 / f64::from(ROW);
+        let (cpu, system) =
+            (each(account::children_ms()? - before), each(account::system_ms()? - system));
+        println!("{name:27}{:>10.1}{cpu:>17.1}{system:>16.1}", f64::from(ROW) / seconds);
         Ok(())
     }
 
@@ -156,7 +165,7 @@ impl Machine {
         let processors = available_parallelism().map_or(1, NonZero::get);
         let cpu_ms = usages.iter().map(|usage| usage.cpu_ms).sum::<u64>();
         let cpu = cpu_ms as f64 / 10.0 / (seconds * processors as f64);
-        let kernel = after.kernel_kib.saturating_sub(before.kernel_kib) / count;
+        let kernel = after.kernel_kib().saturating_sub(before.kernel_kib()) / count;
         let each = (mean(|usage| usage.pss_kib) + kernel).max(1);
         println!(
             "{crowd:>7}{:>12.1}{cpu:>5.0}%{:>10}{:>13}{kernel:>13}{:>10}{:>8}{:>11}",
@@ -170,23 +179,41 @@ impl Machine {
         Ok(())
     }
 
-    /// Starts many, one after the other on each processor, and compares the system before and
-    /// after.
+    /// Starts many in rounds, and compares the system before, between and after.
     fn leave_nothing(&self, starts: u32) -> Result<()> {
-        let processors = u32::try_from(available_parallelism().map_or(1, NonZero::get))?;
+        let counts_machines = self.counts_machines()?;
+        let machines = account::machines()?;
         // What the first starts make, others use again.
-        (0..ROW).try_for_each(|_| self.run(false))?;
+        self.start(ROW)?;
         thread::sleep(SETTLE);
-        let before = System::now()?;
-        let begun = Instant::now();
-        let lane = |lane: u32| -> Result<()> {
-            for index in (lane..starts).step_by(processors as usize) {
-                self.run(index % 2 == 1)?;
-                if index % 1000 == 999 {
-                    eprintln!("density: {} of {starts} starts", index + 1);
-                }
-            }
-            Ok(())
+        let mut systems = vec![System::now()?];
+        let mut busy = Duration::ZERO;
+        for round in 1..=ROUNDS {
+            let begun = Instant::now();
+            self.start(starts)?;
+            busy += begun.elapsed();
+            wait_for_machines(machines)?;
+            thread::sleep(SETTLE);
+            systems.push(System::now()?);
+            eprintln!("density: {round} of {ROUNDS} rounds of {starts} starts");
+        }
+        let (all, seconds) = (starts * ROUNDS, busy.as_secs_f64());
+        let rate = f64::from(all) / seconds;
+        println!("{all} starts in {seconds:.0} s, {rate:.1} a second; before, after each quarter:");
+        print!("{}", account::table(&systems));
+        if !counts_machines {
+            println!("  (this kernel shows virtual machines in its debugfs only, and to root)");
+        }
+        account::check(&systems, starts.into())
+    }
+
+    /// Starts as many, one after the other on each processor.
+    fn start(&self, starts: u32) -> Result<()> {
+        let processors = u32::try_from(available_parallelism().map_or(1, NonZero::get))?;
+        let lane = |lane: u32| {
+            (lane..starts)
+                .step_by(processors as usize)
+                .try_for_each(|index| self.run(index / processors % 2 == 1))
         };
         thread::scope(|scope| {
             let lanes: Vec<_> =
@@ -195,16 +222,28 @@ impl Machine {
                 Ok(result) => result,
                 Err(_) => bail!("a lane ended early"),
             })
-        })?;
-        let seconds = begun.elapsed().as_secs_f64();
-        thread::sleep(SETTLE);
-        let after = System::now()?;
-        println!(
-            "{starts} starts in {seconds:.0} s, {:.1} a second; before and after:",
-            f64::from(starts) / seconds
-        );
-        after.compare(&before, u64::from(starts) * LEFT_MAX)
+        })
     }
+
+    /// Whether a virtual machine that runs is seen to.
+    fn counts_machines(&self) -> Result<bool> {
+        let before = account::machines()?;
+        let mut machine = Running(self.command(false, "leave=halt")?.spawn()?);
+        machine.wait_until_ready()?;
+        let seen = account::machines()? > before;
+        drop(machine);
+        wait_for_machines(before)?;
+        Ok(seen)
+    }
+}
+
+/// Waits until KVM has as many virtual machines again; not for ever, as others start some too.
+fn wait_for_machines(count: u64) -> Result<()> {
+    let begun = Instant::now();
+    while account::machines()? > count && begun.elapsed() < APART {
+        thread::sleep(GLANCE);
+    }
+    Ok(())
 }
 
 /// A process that ends with this.
