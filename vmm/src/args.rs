@@ -213,6 +213,8 @@ fn take_flag(seen: &mut Seen, option: &Opt) -> bool {
         "-no-shutdown" => seen.config.actions.shutdown = ShutdownAction::Pause,
         "-no-acpi" => seen.config.acpi = false,
         "-S" => seen.config.start_stopped = true,
+        // As QEMU 7.2 has it.
+        "-async-teardown" => seen.config.async_teardown = true,
         "-mem-prealloc" => seen.memory.prealloc = true,
         "-h" | "-help" => seen.print = Some(Request::Print(help::usage())),
         "-version" => seen.print = Some(Request::Print(help::version())),
@@ -274,6 +276,7 @@ fn take_process_option(
         "-mon" => monitor::take_mon(seen, option, value()?)?,
         "-chardev" => chardev::take(seen, option, value()?)?,
         "-action" => life::take_action(seen, option, value()?)?,
+        "-run-with" => life::take_run_with(seen, option, value()?)?,
         "-name" => life::take_name(seen, option, value()?)?,
         "-global" => life::take_global(seen, option, value()?)?,
         "-pidfile" => seen.config.pidfile = Some(option.path(value()?)?),

@@ -40,6 +40,8 @@ pub struct Config {
     pub actions: Actions,
     /// The machine waits for `cont`.
     pub start_stopped: bool,
+    /// Whether the process may end before KVM has taken its machine apart.
+    pub async_teardown: bool,
     /// The isa-debug-exit device.
     pub debug_exit: Option<DebugExit>,
     /// The pvpanic device.
@@ -382,6 +384,7 @@ impl Default for Config {
             isa_serial: true,
             actions: Actions::default(),
             start_stopped: false,
+            async_teardown: true,
             debug_exit: None,
             pvpanic: None,
             virtio: Vec::new(),

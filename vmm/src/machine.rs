@@ -29,7 +29,6 @@ use crate::cpuid::{self, Cpuid, Topology};
 use crate::crew::Crew;
 use crate::devices::ioapic::{Message, Messages};
 use crate::devices::serial::Com1;
-use crate::farewell;
 use crate::fw_cfg::{FwCfg, Item, Items};
 use crate::image::Images;
 use crate::memory::GuestRam;
@@ -134,11 +133,10 @@ impl Machine {
         Ok(Self { cpus, board, vm, ram, _registers, state, on_panic, begun, cpuid, stamps })
     }
 
-    /// Ends the machine, without waiting until KVM has taken it apart.
-    pub fn end(self) {
-        let keeper = farewell::keep(&*self.vm);
-        drop(self);
-        drop(keeper);
+    /// Ends the machine. What KVM knows of it is left: whoever drops that waits until KVM has taken
+    /// it apart, if nobody else has it (COM1's interrupt line does, until it leads elsewhere).
+    pub fn end(self) -> Arc<VmFd> {
+        self.vm
     }
 
     /// Features of CPUs that the user asked for and the guest does not have.

@@ -8,6 +8,7 @@ use crate::config::{self, Config, OnMissing, PanicAction, RebootAction, Shutdown
 use crate::console;
 use crate::control::{Control, Event, Request, RunState};
 use crate::devices::serial::Com1;
+use crate::farewell;
 use crate::image::{self, Images};
 use crate::machine::{self, Machine};
 use crate::memory::{self, GuestRam};
@@ -121,7 +122,7 @@ pub fn run(
     serial.start(Arc::new(move |bytes| input.send(bytes)), &control)?;
     devices.start_input(&control)?;
     step(trace, "monitors");
-    let mut deaths = 0;
+    let (mut deaths, mut left) = (0, None);
     loop {
         let end = machine.run(&control, trace)?;
         deaths = match end {
@@ -130,14 +131,19 @@ pub fn run(
         };
         match follow(config, &control, &com1, end)? {
             Next::End(outcome) => {
-                machine.end();
+                // Open until the process ends: COM1's line has the machine still.
+                let vm = machine.end();
+                std::mem::forget(config.async_teardown.then(|| farewell::keep(&vm)));
                 return Ok(outcome);
             }
             Next::GoOn => {}
             Next::Reset if deaths == DEATHS_MAX => return Err(Error::StillBorn),
             Next::Reset => {
-                machine.end();
+                let old = machine.end();
                 machine = Machine::new(config, &images, &ram, (&com1, &devices.all), trace)?;
+                // Not before, as the new one must have another number (see `farewell::leave`), and
+                // COM1's line leads to it now.
+                left = config.async_teardown.then(|| farewell::leave(old)).flatten().or(left);
                 control.revive();
             }
         }

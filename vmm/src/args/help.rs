@@ -75,7 +75,7 @@ const REFUSED: [(&str, &[&str]); 13] = [
     ),
     (
         "start it so: with setsid, setpriv, chroot, systemd-run or a shell's &",
-        &["-daemonize", "-runas", "-chroot", "-async-teardown", "-add-fd"],
+        &["-daemonize", "-runas", "-chroot", "-add-fd"],
     ),
     ("use perf kvm, or -boot-trace", &["-trace", "-msg"]),
     ("the command line is all there is", &["-readconfig", "-preconfig"]),
@@ -207,6 +207,8 @@ its life:
                     what resets, power off and panics do
   -qmp stdio|unix:PATH,server=on,wait=off
                     speaks QMP there; also -mon chardev=ID,mode=control
+  -run-with async-teardown=off
+                    the process ends when KVM has taken the machine apart, and no earlier
   -pidfile FILE     has the process's number while it runs
   -name NAME        the guest's name, for QMP; process=NAME names the process
   -D FILE           messages go there too

@@ -34,6 +34,15 @@ pub(super) fn take_action(seen: &mut Seen, option: &Opt, value: OsString) -> Res
     Ok(())
 }
 
+/// `-run-with async-teardown=on|off`: what another process does for QEMU, the kernel does here.
+pub(super) fn take_run_with(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
+    let mut properties = option.properties(value)?;
+    if let Some(on) = properties.switch("async-teardown")? {
+        seen.config.async_teardown = on;
+    }
+    properties.finish()
+}
+
 /// `-name [guest=]NAME[,process=NAME][,debug-threads=on]`.
 pub(super) fn take_name(seen: &mut Seen, option: &Opt, value: OsString) -> Result<()> {
     let mut properties = option.properties(value)?;

@@ -173,6 +173,22 @@ fn fw_cfg_files_are_taken() {
 }
 
 #[test]
+fn the_end_may_wait_for_the_machine_s() {
+    for (words, expected) in [
+        (&[][..], true),
+        (&["-run-with", "async-teardown=off"], false),
+        (&["-run-with", "async-teardown=on"], true),
+        (&["-run-with", "async-teardown=off", "-async-teardown"], true),
+    ] {
+        assert_eq!(with(words).async_teardown, expected, "{words:?}");
+    }
+    assert_eq!(
+        refused(&["-kernel", "k", "-run-with", "chroot=d"]),
+        "-run-with: 'chroot' is not a property that is here"
+    );
+}
+
+#[test]
 fn debug_exit_has_qemu_s_defaults() {
     let device = with(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]).debug_exit.unwrap();
     assert_eq!((device.iobase, device.iosize), (0xf4, 4));

@@ -177,7 +177,8 @@ const LINES: &[(&str, Outcome)] = &[
     // The process.
     (
         "-M microvm -kernel k -S -qmp stdio -monitor none -pidfile p -D log -L dir \
-          -name guest=g,process=p,debug-threads=on -rtc base=utc -overcommit mem-lock=off",
+          -name guest=g,process=p,debug-threads=on -rtc base=utc -overcommit mem-lock=off \
+          -run-with async-teardown=on",
         Taken,
     ),
     (
