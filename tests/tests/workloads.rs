@@ -280,11 +280,26 @@ fn check_root(virtiofsd: &Path) {
 fn a_virtiofsd_is_known_by_what_it_says() {
     let (root, place) = (root(), tempfile::tempdir().unwrap());
     let virtiofsd = place.path().join("virtiofsd");
+    let check = || {
+        let ended = sh_by(&virtiofsd, root.path(), &[], VANDAL, b"");
+        assert!(ended.stdout.starts_with("new\n"), "{ended}");
+        assert!(ended.stderr.contains("Read-only file system"), "{ended}");
+        assert!(!root.path().join("vandal").exists());
+    };
     fs::copy(VIRTIOFSD, &virtiofsd).unwrap();
-    let ended = sh_by(&virtiofsd, root.path(), &[], VANDAL, b"");
-    assert!(ended.stdout.starts_with("new\n"), "{ended}");
-    assert!(ended.stderr.contains("Read-only file system"), "{ended}");
-    assert!(!root.path().join("vandal").exists());
+    check();
+    // The one in Rust as it was before it had --readonly, which would end it.
+    for newer in virtiofsds().iter().skip(1) {
+        let newer = newer.display();
+        let older = format!(
+            "#!/bin/sh\ncase \"$*\" in\n--version) echo virtiofsd 1.12.0;;\n*--readonly*) exit 2;;\n\
+             *) exec {newer} \"$@\";;\nesac\n"
+        );
+        fs::remove_file(&virtiofsd).unwrap();
+        fs::write(&virtiofsd, older).unwrap();
+        fs::set_permissions(&virtiofsd, fs::Permissions::from_mode(0o755)).unwrap();
+        check();
+    }
 }
 
 #[test]
