@@ -46,7 +46,8 @@ usage: cargo xtask compare [--only TEXT] [--peer NAME=PATH]... [--repeat N]
 
 Builds all and a small kernel, starts it by microvm and by QEMU, each through its firmware and,
 where it can, directly, and a container beside them, and prints what each start took.
-target/compare/report.json and report.html have the same figures (with --only, target/compare-only).
+target/compare/report.json and report.html have the same figures (with --only, target/compare-only;
+of this machine's KVM, target/compare-kvm).
 
   --only TEXT       only the rows that have TEXT in their name
   --peer NAME=PATH  this VMM too; NAME is firecracker, cloud-hypervisor, kvmtool or alioth
@@ -100,8 +101,12 @@ pub fn main(arguments: Vec<OsString>) -> Result<()> {
     let report = measure(clock, repeat, &kernel, &candidates)?;
     print!("{}", report.to_text());
     // A part does not take the place of the whole, nor a trial that of a measurement.
-    let is_whole = only.is_empty() && !matches!(clock, Clock::Lab { .. });
-    save(&report, if is_whole { "compare" } else { "compare-only" })?;
+    let folder = match clock {
+        Clock::Instructions if only.is_empty() => "compare",
+        Clock::Host { .. } if only.is_empty() => "compare-kvm",
+        _ => "compare-only",
+    };
+    save(&report, folder)?;
     let failed = |row: &Observed| Some(format!("\n  {}: {}", row.name, row.failure.as_ref()?));
     let failures: String = report.rows.iter().filter_map(failed).collect();
     if failures.is_empty() { Ok(()) } else { bail!("these did not start:{failures}") }
