@@ -23,7 +23,7 @@ What COMMAND writes to its root is forgotten, unless --writable.
   --writable                what COMMAND writes to ROOTFS stays there
   --memory SIZE             memory of the guest, as 512M or 2G (256M)
   --cpus N                  processors (1)
-  --kernel FILE             a bzImage or a vmlinux; without it, this host's in /boot
+  --kernel FILE             a bzImage or a vmlinux; without it, the one in /boot, or fetched
   --modules DIR             its modules; without it, lib/modules/RELEASE beside it, or the host's
   --virtiofsd FILE          who shares folders; without it, the one that is installed
   --kernel-cache on|off     unpack a bzImage once, on the host, if possible (on)
