@@ -47,14 +47,14 @@ pub const WINDOW: u32 = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// To the guest: input of the command; an empty one ends it.
+    /// To the guest: input of the command; an empty one ends it, and hangs a terminal up.
     Input = 1,
     /// To the guest: rows and columns of the terminal, 16 bits each.
     Size = 2,
     /// To the guest: a signal for the command, 8 bits.
     Signal = 3,
     /// To the guest: nobody takes this output any more: a byte, [`Kind::Output`] or
-    /// [`Kind::Error`].
+    /// [`Kind::Error`]. The output of a terminal hangs that up.
     Closed = 4,
     /// To the guest: the last frame was heard, and all output before it is where it belongs: the
     /// guest may end. What is on its way when a guest ends is lost.

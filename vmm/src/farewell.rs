@@ -31,9 +31,11 @@ pub fn keep(vm: &impl AsRawFd) -> Option<OwnedFd> {
 /// two machines the second would have none. By the time that another one is left, it is gone.
 pub fn leave(vm: impl AsRawFd) -> Option<OwnedFd> {
     let ring = keep(&vm)?;
+    // Before the number is free: it would be the one that this gets.
+    let null = File::open("/dev/null").ok()?;
     let number = vm.as_raw_fd();
     drop(vm);
-    let holder = fcntl_dupfd_cloexec(File::open("/dev/null").ok()?, number).ok();
+    let holder = fcntl_dupfd_cloexec(&null, number).ok();
     drop(ring);
     holder
 }

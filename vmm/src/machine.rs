@@ -290,8 +290,9 @@ fn give_memory(
             userspace_addr: slot.host,
         };
         // SAFETY: the memory is `ram`'s, which is mapped until `ram` is dropped, or `registers`';
-        // `Machine` drops its CPUs before both, and a VM without CPUs (COM1's interrupt line may
-        // hold it a little longer) touches no memory: KVM lets go of pages when they are unmapped.
+        // `Machine` drops its CPUs before both, and a VM without CPUs (COM1's interrupt line or an
+        // io_uring may hold it longer) touches no memory: KVM lets go of pages when they are
+        // unmapped.
         unsafe { vm.set_user_memory_region(region) }.map_err(broken("giving it memory"))?;
     }
     Ok(())

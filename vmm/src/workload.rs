@@ -248,8 +248,14 @@ fn meet(session: &Arc<Session>, listener: UnixListener) -> Result<Receiver<Endin
     let session = session.clone();
     let (tell, ending) = mpsc::sync_channel(1);
     let serve = move || {
+        let ending = session.serve(&listener);
+        // A guest that has said why there is no command ends by itself.
+        let is_cut = ending.failure.is_some() && !session.has_ended();
         // Nobody asks when the machine never came.
-        let _ = tell.send(session.serve(&listener));
+        let _ = tell.send(ending);
+        if is_cut {
+            session.end_machine();
+        }
     };
     let thread = signals::spawn("session", serve);
     thread.map_err(|source| Error::Process("starting a thread", source))?;
@@ -272,7 +278,7 @@ impl Workload {
         // A machine that never came for its session has said nothing.
         let was_there = self.session.close();
         let by_signal = matches!(result, Ok(Outcome { status: Status::Signal(_), .. }));
-        // Who was asked twice to end waits for nobody who reads.
+        // Who was asked twice to end waits for nobody who reads. A wire that was cut has said why.
         let ending = match was_there && !by_signal {
             true => self.ending.recv().unwrap_or_default(),
             false => self.ending.try_recv().unwrap_or_default(),

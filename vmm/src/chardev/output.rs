@@ -167,8 +167,8 @@ impl Output {
         self.0.heaped.load(Ordering::SeqCst)
     }
 
-    /// Has `call` be called, on a thread of its own, whenever it is no longer full or heaped, and
-    /// when somebody has come to the other end or gone.
+    /// Has `call` be called, by a thread that holds no lock, whenever it is no longer full or
+    /// heaped, and when somebody has come to the other end or gone.
     pub fn on_change(&self, call: Line) {
         self.0.lock().on_change = Some(call);
     }
@@ -358,8 +358,11 @@ impl Shared {
 
     /// Takes `target` away, if it is there; whom to call.
     fn part(&self, state: &mut State, target: &Arc<Target>) -> Option<Line> {
-        if !state.target.as_ref().is_some_and(|now| Arc::ptr_eq(now, target)) {
-            return None;
+        match &state.target {
+            Some(now) if Arc::ptr_eq(now, target) => {}
+            Some(_) => return None,
+            // Who wrote found it gone first, under locks, and could call nobody.
+            None => return self.tell_of_change(state),
         }
         state.target = None;
         if !target.may_leave {

@@ -266,6 +266,23 @@ fn output_that_is_gone_is_forgotten() {
 }
 
 #[test]
+fn who_goes_in_the_midst_of_a_write_is_known_to_have_gone() {
+    let output = Output::new("test", None);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let target = Target::guest(ours);
+    output.connect(target.clone());
+    let (sender, told) = channel();
+    let sender = Mutex::new(sender);
+    output.on_change(Arc::new(move || sender.lock().unwrap().send(()).unwrap()));
+    drop(theirs);
+    // The writer is the first to see it, and its caller may hold locks.
+    output.put(b"x");
+    assert!(told.try_recv().is_err());
+    output.disconnect(&target);
+    told.try_recv().unwrap();
+}
+
+#[test]
 fn a_reader_that_stands_still_stops_neither_the_writer_nor_the_end() {
     let (reader, output) = piped();
     let bytes = vec![b'x'; 20 << 20];

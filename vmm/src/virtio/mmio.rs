@@ -194,7 +194,11 @@ impl Transport {
     fn start(&self, state: &mut State) {
         match self.try_start(state) {
             Ok(running) => state.running = Some(running),
-            Err(problem) => self.interrupt.fail(&problem),
+            Err(problem) => {
+                // It may have begun.
+                self.device.stop();
+                self.interrupt.fail(&problem);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading a register has no effect (section 4.2.2), so all slots' registers are kept in memory
 //! that KVM maps into the guest for reading (`KVM_MEM_READONLY`). Writes leave the guest as those
-//! to any register do.
+//! to any register do. In a machine without virtio devices, reads do so too, and find empty slots.
 
 use std::array;
 use std::sync::atomic::{AtomicU32, Ordering};

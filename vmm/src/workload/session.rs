@@ -115,6 +115,18 @@ impl Session {
         let _ = self.control.set(control);
     }
 
+    /// Has the machine end whose guest says what nobody understands.
+    pub fn end_machine(&self) {
+        if let Some(control) = self.control.get() {
+            control.request(Request::Signal(libc::SIGTERM));
+        }
+    }
+
+    /// Whether the guest has said its last, after which it ends by itself.
+    pub fn has_ended(&self) -> bool {
+        self.lock().ended
+    }
+
     /// Whether the command was ever started.
     pub fn has_begun(&self) -> bool {
         self.lock().begun
@@ -242,9 +254,6 @@ impl Session {
                 Err(error) => {
                     // One that is cut already is as good.
                     let _ = wire.shutdown(std::net::Shutdown::Both);
-                    if let Some(control) = self.control.get() {
-                        control.request(Request::Signal(libc::SIGTERM));
-                    }
                     ending.failure.get_or_insert(format!("the command's wire: {error}"));
                     return ending;
                 }

@@ -60,7 +60,10 @@ pub(super) fn execute(queue: &Queue, chain: &Chain<'_>) -> Option<usize> {
         Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
         Err(Refusal::Invalid) => (VIRTIO_BLK_S_IOERR, 0),
         Err(Refusal::Host(error)) => {
-            tell(&queue.backend, kind, &error);
+            // Who is stopped is no fault of the host's, and nobody waits for the answer.
+            if !queue.interrupt.is_stopped() {
+                tell(&queue.backend, kind, &error);
+            }
             (VIRTIO_BLK_S_IOERR, 0)
         }
     };
