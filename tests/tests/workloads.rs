@@ -292,8 +292,8 @@ fn a_virtiofsd_is_known_by_what_it_says() {
     for newer in virtiofsds().iter().skip(1) {
         let newer = newer.display();
         let older = format!(
-            "#!/bin/sh\ncase \"$*\" in\n--version) echo virtiofsd 1.12.0;;\n*--readonly*) exit 2;;\n\
-             *) exec {newer} \"$@\";;\nesac\n"
+            "#!/bin/sh\ncase \"$*\" in\n--version) echo virtiofsd 1.12.0;;\n\
+             *--readonly*) exit 2;;\n*) exec {newer} \"$@\";;\nesac\n"
         );
         fs::remove_file(&virtiofsd).unwrap();
         fs::write(&virtiofsd, older).unwrap();
