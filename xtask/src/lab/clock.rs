@@ -20,11 +20,14 @@ use anyhow::{Context, Result};
 use rustix::io::FdFlags;
 use serde_json::{Value, json};
 
-/// How long the clock may take for [`LEAST_S`], and QEMU for [`LEAST_TICKS`].
+/// How much processor time the clock may take for [`LEAST_S`], and how long QEMU for
+/// [`LEAST_TICKS`].
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Seconds that a lab that works counts in [`PATIENCE`] on a slow machine that has other work: on
-/// two cores of a cloud they are ten when it works, and one when it waits.
+/// Seconds that a lab that works counts in [`PATIENCE`] on a slow machine: on two cores of a cloud
+/// they are ten when it works, and one when it waits.
 const LEAST_S: u64 = 3;
+/// How long the clock may take for a second, whoever has the processors.
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(300);
 /// Ticks of a processor, 100 a second (proc(5), `utime`), that an idle lab uses in [`PATIENCE`],
 /// and several times over.
 const LEAST_TICKS: u64 = 10;
@@ -62,7 +65,9 @@ impl fmt::Display for Reason {
 /// Watches a machine's clock by QMP.
 pub struct Watch {
     qmp: BufReader<UnixStream>,
+    start: Instant,
     progress: Progress,
+    progress_in_all: Progress,
 }
 
 impl Watch {
@@ -73,20 +78,26 @@ impl Watch {
         ours.set_read_timeout(Some(ANSWER)).context("setting a limit to QEMU's answers")?;
         // QMP serves who has asked for its capabilities; the answer is one of those passed over.
         writeln!(&ours, r#"{{"execute": "qmp_capabilities"}}"#).context("writing to a socket")?;
-        Ok((Self { qmp: BufReader::new(ours), progress: Progress::new() }, theirs.into()))
+        let start = Instant::now();
+        let [progress, progress_in_all] = [(); 2].map(|()| Progress::new());
+        let watch = Self { qmp: BufReader::new(ours), start, progress, progress_in_all };
+        Ok((watch, theirs.into()))
     }
 
-    /// Whether a clock that counts instructions has stood still for too long, also because QEMU
-    /// does not say.
-    pub fn is_still(&mut self) -> bool {
+    /// Whether a clock that counts instructions has stood still for too long, also because QEMU,
+    /// which is process `pid`, does not say. Its processor time counts: where others have the
+    /// processors, it has little of a minute.
+    pub fn is_still(&mut self, pid: u32) -> bool {
         let seconds = self.seconds().ok();
-        self.progress.is_still(seconds, LEAST_S, PATIENCE, Instant::now())
+        let now = Instant::now();
+        let worked = ticks(pid).map(|ticks| self.start + TICK.saturating_mul(ticks));
+        self.progress.is_still(seconds, LEAST_S, PATIENCE, worked.unwrap_or(now))
+            || self.progress_in_all.is_still(seconds, 1, PATIENCE_IN_ALL, now)
     }
 
     /// Whether QEMU, which is process `pid`, has done nothing for too long.
     pub fn is_idle(&mut self, pid: u32) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        let ticks = stat.ok().and_then(|stat| ticks_of(&stat));
+        let ticks = ticks(pid).map(u64::from);
         self.progress.is_still(ticks, LEAST_TICKS, PATIENCE, Instant::now())
     }
 
@@ -135,13 +146,21 @@ fn place_of_answer(answer: &Value) -> Option<String> {
     Some(line.trim_end().to_owned())
 }
 
+/// A hundredth of a second, whatever the kernel's own ticks are (proc(5)).
+const TICK: Duration = Duration::from_millis(10);
+
+/// The processor time of a process, in ticks.
+fn ticks(pid: u32) -> Option<u32> {
+    ticks_of(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
 /// The processor time of a process and its kernel's work for it (proc(5), fields 14 and 15). The
 /// second field, a name in parentheses, may have spaces.
-fn ticks_of(stat: &str) -> Option<u64> {
+fn ticks_of(stat: &str) -> Option<u32> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(11);
-    let mut next = || fields.next()?.parse::<u64>().ok();
-    Some(next()? + next()?)
+    let mut next = || fields.next()?.parse::<u32>().ok();
+    next()?.checked_add(next()?)
 }
 
 /// When something that counts up was last seen to advance.

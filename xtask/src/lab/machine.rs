@@ -108,7 +108,7 @@ impl Machine {
         }
         let output = collect(&mut child, stdout, &heard)?;
         let qemu = child.id();
-        let is_still = || if lab_run.icount { watch.is_still() } else { watch.is_idle(qemu) };
+        let is_still = || if lab_run.icount { watch.is_still(qemu) } else { watch.is_idle(qemu) };
         let end = wait(&output.ended, lab_run, is_still, &heard);
         let end = end.map_err(|reason| self.given_up(reason, watch.place()));
         if end.is_err() {
