@@ -210,8 +210,13 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(failed("writing", &partial))?;
-    fs::rename(&partial, path).map_err(failed("writing", path))
+    let written = write().map_err(failed("writing", &partial));
+    let named = written.and_then(|()| fs::rename(&partial, path).map_err(failed("writing", path)));
+    if named.is_err() {
+        // A disk that is full would stay so. What is not there need not go.
+        let _ = fs::remove_file(&partial);
+    }
+    named
 }
 
 fn make_link(link: &Path, name: &str) -> io::Result<()> {

@@ -25,7 +25,7 @@ pub enum Error {
 pub struct PidFile {
     path: PathBuf,
     // Holds the lock.
-    _file: File,
+    file: File,
 }
 
 impl PidFile {
@@ -35,14 +35,18 @@ impl PidFile {
         let mut options = OpenOptions::new();
         // Cut off only once it is ours.
         options.write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(path).map_err(failed)?;
+        // A pipe that nobody reads is an error, and no wait.
+        options.custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path).map_err(failed)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => Error::Held(path.into()),
             TryLockError::Error(source) => failed(source),
         })?;
         file.set_len(0).map_err(failed)?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(failed)?;
-        Ok(Self { path: path.into(), _file: file })
+        // It goes again if it cannot be written.
+        let mut held = Self { path: path.into(), file };
+        held.file.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(failed)?;
+        Ok(held)
     }
 }
 
@@ -68,6 +72,9 @@ mod tests {
         assert!(matches!(PidFile::write(&path), Err(Error::Held(_))));
         drop(held);
         assert!(!path.exists());
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        assert!(PidFile::write(&pipe).is_err(), "nobody reads it");
         let error = PidFile::write(&path.join("x")).map(drop).unwrap_err().to_string();
         assert!(error.contains("-pidfile"), "{error}");
     }

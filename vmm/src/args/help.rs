@@ -189,6 +189,12 @@ the machine:
   -accel kvm        the accelerator; -accel help says what this host's /dev/kvm is
   -device NAME[,PROPERTY=VALUE..]
                     adds a device; -device help lists them
+  -drive id=ID,file=FILE,format=raw,if=none[,..]
+                    a disk for -device virtio-blk-device,drive=ID; also -blockdev
+  -netdev tap,id=ID,ifname=NAME,script=no,downscript=no
+                    a network for -device virtio-net-device,netdev=ID; fd=N is an open tap
+  -object rng-builtin|rng-random,id=ID
+                    entropy for -device virtio-rng-device,rng=ID
   -fw_cfg [name=]opt/NAME,string=TEXT|file=FILE
                     a file that the guest finds in fw_cfg
 

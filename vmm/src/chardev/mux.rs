@@ -9,7 +9,7 @@ use crate::control::{Control, Request};
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
 
-const HELP: &str = "\r\nC-a h    print this help\r\nC-a x    exit microvm\r\nC-a C-a  send C-a\r\n";
+const HELP: &str = "\nC-a h    print this help\nC-a x    exit microvm\nC-a C-a  send C-a\n";
 
 /// What has been seen of the escape, and whom it asks to quit.
 pub(super) struct Escape {

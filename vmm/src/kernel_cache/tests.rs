@@ -232,3 +232,13 @@ fn what_a_killed_process_left_is_removed_some_time() {
     assert!(names.iter().any(|name| name == "new.8.partial"), "{names:?}");
     assert!(!names.iter().any(|name| name == "old.7.partial"), "{names:?}");
 }
+
+#[test]
+fn a_kernel_that_cannot_be_kept_leaves_nothing() {
+    let place = Place::new();
+    let kernel = place.cache().join("in-the-way-1.elf");
+    // A folder with something in it gives its name to no file.
+    fs::create_dir_all(kernel.join("x")).unwrap();
+    assert!(write(&kernel, b"x").is_err());
+    assert!(!place.names().iter().any(|name| name.ends_with(".partial")), "{:?}", place.names());
+}

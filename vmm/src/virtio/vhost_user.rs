@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -134,9 +134,13 @@ impl Daemon {
         work: impl FnOnce(&mut Self) -> Result<T, vhost::Error>,
     ) -> Result<T, Error> {
         let watch = self.watch().map_err(|error| self.talk(error))?;
+        let since = Instant::now();
         let result = work(self);
         drop(watch);
-        result.map_err(|error| self.talk(error))
+        result.map_err(|error| match since.elapsed() < PATIENCE {
+            true => self.talk(error),
+            false => self.talk(format!("no answer in {} s", PATIENCE.as_secs())),
+        })
     }
 
     fn watch(&self) -> io::Result<Sender<()>> {

@@ -2,8 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use rustix::fs::OFlags;
 
 /// Where distributions install kernels.
 const BOOT: &str = "/boot";
@@ -86,7 +89,13 @@ fn newest(folder: &Path) -> Option<PathBuf> {
 /// The release that a bzImage names in itself, and an ELF kernel in its file's name.
 fn release(path: &Path) -> io::Result<Option<String>> {
     let mut front = Vec::new();
-    File::open(path)?.take(SETUP_MAX).read_to_end(&mut front)?;
+    // A pipe that nobody writes to would make us wait.
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file; copy it to one"));
+    }
+    file.take(SETUP_MAX).read_to_end(&mut front)?;
     let named = || path.file_name()?.to_str()?.strip_prefix("vmlinux-").map(str::to_owned);
     Ok(release_within(&front).or_else(named))
 }
@@ -138,5 +147,9 @@ mod tests {
         front[VERSION + 1] = 0xff;
         assert_eq!(release_within(&front), None);
         assert_eq!(release_within(b"\x7fELF"), None);
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        assert!(release(&pipe).unwrap_err().to_string().contains("regular"), "nobody writes to it");
     }
 }

@@ -8,7 +8,7 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixListener;
@@ -117,9 +117,8 @@ impl Kind {
         if path.parent().is_some_and(|folder| folder.ends_with("qemu")) {
             return Ok(Self::Qemu);
         }
-        let output = Command::new(path).arg("--version").stdin(Stdio::null()).output();
-        let output = output.map_err(|source| Error::Start { program: path.into(), source })?;
-        let said = [output.stdout, output.stderr].concat();
+        let failed = |source| Error::Start { program: path.into(), source };
+        let said = ask_version(path).map_err(failed)?;
         Ok(Self::that_says(&String::from_utf8_lossy(&said)))
     }
 
@@ -131,6 +130,34 @@ impl Kind {
         let has_readonly = version(text).is_none_or(|version| version >= WITH_READONLY);
         Self::Rust { has_readonly }
     }
+}
+
+/// What a program says of its version. One that does not end is ended.
+fn ask_version(path: &Path) -> io::Result<Vec<u8>> {
+    let mut log = tempfile::tempfile()?;
+    let mut command = Command::new(path);
+    command.arg("--version").stdin(Stdio::null());
+    command.stdout(log.try_clone()?).stderr(log.try_clone()?);
+    let begin = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
+    // SAFETY: the new process makes a system call, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(begin) };
+    let mut child = command.spawn()?;
+    let since = Instant::now();
+    while child.try_wait()?.is_none() {
+        if since.elapsed() > PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::Error::other(format!(
+                "--version took more than {} s",
+                PATIENCE.as_secs()
+            )));
+        }
+        std::thread::sleep(GLANCE);
+    }
+    let mut said = Vec::new();
+    log.rewind()?;
+    log.read_to_end(&mut said)?;
+    Ok(said)
 }
 
 /// The first two numbers of the version in a text such as `virtiofsd 1.13.2`.

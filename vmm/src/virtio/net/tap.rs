@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::config::TapSource;
 use crate::virtio::Buffers;
@@ -112,17 +113,20 @@ impl Tap {
     }
 
     fn take(fd: i32) -> Result<Self, Error> {
-        // Nobody else in this process has a descriptor by a number of the command line; the first
-        // three are the process's own.
-        let is_open = fd > 2 && {
+        // The first three are the process's own, and all that it opens by itself are closed when
+        // it becomes another program: one that was given to it is not.
+        let is_given = fd > 2 && {
             // SAFETY: asks for the flags of a number, open or not.
-            unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+            let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+            flags >= 0 && flags & libc::FD_CLOEXEC == 0
         };
-        if !is_open {
+        if !is_given {
             return Err(Error::NotATap(fd));
         }
-        // SAFETY: the descriptor is open, and the user has given it away.
+        // SAFETY: the descriptor is open, the user has given it away, and nobody has taken it yet:
+        // it is marked below.
         let tap = Self { file: File::from(unsafe { OwnedFd::from_raw_fd(fd) }) };
+        fcntl_setfd(&tap.file, FdFlags::CLOEXEC).map_err(|_| Error::NotATap(fd))?;
         let mut request = Request::new("");
         tap.control(libc::TUNGETIFF, (&raw mut request).cast()).map_err(|_| Error::NotATap(fd))?;
         if request.flags & FLAGS != FLAGS {

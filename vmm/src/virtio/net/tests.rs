@@ -1,13 +1,14 @@
 //! With a pair of sockets for a tap: one message is one frame.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::*;
+use crate::config::TapSource;
 use crate::virtio::driver::{BUFFER, Driver, NEXT, USED, WRITE};
 
 /// The device without a tap's own settings.
@@ -168,4 +169,13 @@ fn a_buffer_without_room_for_a_header_breaks_the_queue() {
     driver.offer_next(0, 0);
     host.send(&frame(60)).unwrap();
     driver.breaks();
+}
+
+#[test]
+fn a_descriptor_of_our_own_is_nobody_s_tap() {
+    let own = File::open("/dev/null").unwrap();
+    let source = TapSource::Descriptor(own.as_raw_fd());
+    assert!(Tap::open(&source).is_err());
+    // It is still open, and ours.
+    own.metadata().unwrap();
 }
