@@ -238,9 +238,10 @@ fn lab_says(candidates: &[Candidate], runs: Option<u32>) -> Result<Value> {
     let mut lab_run =
         LabRun::new([program.into_os_string(), "observe".into(), plan.clone().into()]);
     lab_run.icount = runs.is_none();
+    // All rows take four minutes of a processor that nobody else has.
+    lab_run.timeout = PATIENCE;
     if let Some(runs) = runs {
         lab_run.command.push(runs.to_string().into());
-        lab_run.timeout = PATIENCE;
     }
     let files = candidates.iter().flat_map(|candidate| candidate.files.clone()).chain([plan]);
     for host in files.collect::<BTreeSet<_>>() {
