@@ -62,7 +62,7 @@ of this machine's KVM, target/compare-kvm).
 const RUNS: u32 = 30;
 /// The most that make sense: the intervals are narrow long before.
 const RUNS_MAX: u32 = 1000;
-/// Wall time that a lab gets for many runs.
+/// Wall time that a lab gets.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Where and by what clock starts are measured.
