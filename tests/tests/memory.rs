@@ -1,6 +1,6 @@
 //! What guest RAM can be made of: the same machine on each backend.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use abi::layout;
 use regression::facts::{self, Facts, differences};
 use regression::machine::{Boot, microvm};
 use regression::products::product;
-use regression::program::{Ended, run, run_until_mark};
+use regression::program::{Ended, Guest, run, run_until_mark};
 
 /// Far above the fraction of a second that the payload takes where /dev/kvm interprets it.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -143,6 +143,27 @@ fn a_reset_keeps_memory_and_its_file() {
         assert_eq!(read(&path, MARK_AT, 16), b"kept over resets");
         assert_eq!(read(&path, layout::COMMAND_LINE.start(), 11), b"leave=i8042");
     }
+}
+
+/// What the host's kernel was told of a running guest's RAM, by its short names (proc(5), smaps).
+fn advice(machine: &str) -> Vec<String> {
+    let mut command = payload(Boot::Direct, "64M", "echo");
+    let mut guest = Guest::start(command.args(["-M", machine]));
+    guest.wait_for("echo=", DEADLINE);
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", guest.pid())).unwrap();
+    guest.write(b"\n");
+    guest.end(DEADLINE);
+    let (_, ram) = maps.split_once("\nSize:              65536 kB").expect(&maps);
+    let flags = ram.lines().find_map(|line| line.strip_prefix("VmFlags:")).expect(ram);
+    flags.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn guest_memory_is_of_huge_pages_unless_they_are_not_wanted() {
+    let [huge, small] = ["microvm", "microvm,huge-pages=off"].map(advice);
+    let has = |flags: &[String], flag| flags.iter().any(|known| known == flag);
+    assert!(has(&huge, "hg") && !has(&huge, "nh"), "{huge:?}");
+    assert!(has(&small, "nh") && !has(&small, "hg"), "{small:?}");
 }
 
 #[test]
